@@ -1,0 +1,19 @@
+"""Model Juggler: more AI models on one machine than fit in its memory.
+
+The folder order is the data flow of one request::
+
+    config -> routing -> scheduler (pure) -> engine -> lifecycle/backends -> proxy -> control -> cli
+
+``config``     what the operator wrote, read with line and column, validated in one go
+``routing``    (listener, path) to endpoint, upstream path and traffic class; pure
+``scheduler``  what may run, and when: events in, commands out; pure, one mutator
+``engine``     feeds events to the scheduler and runs its commands
+``lifecycle``  one operating-system process per instance, behind the Launcher seam
+``backends``   what each server program needs said differently
+``proxy``      the data plane: bytes between client and backend
+``control``    snapshots and operator orders over HTTP
+``cli``        the command line
+``app``        the composition root: a configuration becomes objects in one TaskGroup
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,101 @@
+"""What the data plane asks of the rest, and what it offers them. Plain types; no I/O here.
+
+One ``Gateway`` stands behind each listener. For every request head the data plane calls ``route`` (pure, fast),
+then ``await acquire`` (the hold: it returns when the backend is ready for this request), relays, and calls
+``release`` on the lease exactly once, whatever happened.
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from juggler.ids import EndpointId
+from juggler.routing.traffic import TrafficClass
+
+if TYPE_CHECKING:
+    from juggler.proxy.upstream import UpstreamPool
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where one request goes."""
+
+    endpoint: EndpointId
+    endpoint_name: str
+    """The operator's name of the endpoint, for error texts."""
+    target: bytes
+    """What the backend gets as request target: raw path (prefix stripped or not) and raw query."""
+    traffic: TrafficClass
+    prefix: bytes = b""
+    """The stripped prefix (``/vision``), empty if none was stripped; for ``X-Forwarded-Prefix``."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalResponse:
+    """A whole answer made here, without a backend (the status API)."""
+
+    status: int
+    body: bytes
+    content_type: str = "application/json"
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RequestInfo:
+    """What the hold may know about a request besides its route."""
+
+    method: bytes
+    target: bytes
+    """As the client sent it."""
+    client: str
+    """Address of the client's connection, for logs and for telling clients apart."""
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    """All header fields in order, names as sent."""
+
+
+@dataclass(slots=True)
+class ExchangeResult:
+    """What became of a forwarded request; filled in by the data plane before ``release``."""
+
+    status: int | None = None
+    """The backend's status as sent to the client; None if no answer head arrived."""
+    client_gone: bool = False
+    error: str | None = None
+    """``code`` of our own error, if we answered instead of the backend or had to break off."""
+    bytes_up: int = 0
+    bytes_down: int = 0
+    first_byte_s: float | None = None
+    """Seconds from hand-over to the backend's answer head."""
+    extra: dict[str, float] = field(default_factory=dict)
+
+
+class Lease(Protocol):
+    """The right to use one ready instance for one exchange."""
+
+    @property
+    def upstream(self) -> "UpstreamPool":
+        """Connections to the instance."""
+        ...
+
+    def release(self, result: ExchangeResult) -> None:
+        """The exchange is over. Synchronous, never raises; called exactly once."""
+        ...
+
+
+class Gateway(Protocol):
+    """The product behind one listener."""
+
+    def route(self, method: bytes, target: bytes, host: bytes | None) -> Route | LocalResponse:
+        """Pure and fast; ``target`` raw in origin, absolute or asterisk form.
+
+        Raises:
+            JugglerError: ``RoutingError`` and other refusals, answered in our error shape.
+        """
+        ...
+
+    async def acquire(self, route: Route, request: RequestInfo) -> Lease:
+        """Wait until the request may be forwarded. Cancelled when the client leaves.
+
+        Raises:
+            JugglerError: Queue bounds, start failures, not ready, shutting down.
+        """
+        ...

@@ -1,0 +1,89 @@
+"""Traffic classes: what a request may do to the memory of a machine. Pure.
+
+The tables themselves belong to the backends (``juggler.backends``); the rules for unknown paths are here.
+"""
+
+import enum
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class TrafficClass(enum.Enum):
+    """Decided from method and path after prefix stripping, before anything is started."""
+
+    WORK = "work"
+    """Starts or wakes the backend, evicts others, counts as in use until the exchange ends."""
+
+    LIGHT = "light"
+    """Forwarded while the backend is up; never starts, wakes or evicts."""
+
+    HELD_OPEN = "held-open"
+    """As light, and never counts as in use however long it lives (idle sockets, event streams of pages)."""
+
+    BLOCKED = "blocked"
+    """A control route that would change state behind the juggler's back; refused with 403."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrafficRule:
+    """One line of a class table.
+
+    ``match`` is ``"METHOD PATH"``: METHOD one method, several joined with ``|``, or ``*``; PATH an exact path, or
+    a pattern in which ``*`` stands for any characters, slashes included. The query never takes part.
+    """
+
+    match: str
+    traffic: TrafficClass
+
+
+class TrafficTable:
+    """An ordered table; the first rule that matches decides, else the general rule does.
+
+    The general rule (backends.md section 8, note 4): POST, PUT, PATCH, DELETE and unknown methods are work; GET,
+    HEAD and OPTIONS are light.
+    """
+
+    def __init__(self, rules: Sequence[TrafficRule] = ()) -> None:
+        self.rules = tuple(rules)
+        self._compiled = [(_methods(rule.match), _pattern(rule.match), rule.traffic) for rule in self.rules]
+
+    def classify(self, method: bytes, path: bytes) -> TrafficClass:
+        """``path`` is raw, begins with ``/`` (or is ``*``) and has no query."""
+        if method == b"OPTIONS":
+            return TrafficClass.LIGHT
+        text = path.decode("latin-1")
+        verb = method.decode("latin-1")
+        for methods, pattern, traffic in self._compiled:
+            if (methods is None or verb in methods) and pattern.fullmatch(text):
+                return traffic
+        if verb in ("GET", "HEAD"):
+            return TrafficClass.LIGHT
+        return TrafficClass.WORK
+
+    def extended_by(self, overrides: Sequence[TrafficRule]) -> "TrafficTable":
+        """A table in which the operator's rules come first."""
+        return TrafficTable((*overrides, *self.rules)) if overrides else self
+
+
+def parse_match(match: str) -> tuple[str, str]:
+    """Split ``"GET|HEAD /foo/*"`` into methods and path pattern.
+
+    Raises:
+        ValueError: With a sentence that says what is accepted.
+    """
+    methods, separator, path = match.strip().partition(" ")
+    path = path.strip()
+    if not separator or not methods or not path.startswith(("/", "*")):
+        raise ValueError(f'{match!r} is not a traffic pattern: write "GET /path", "POST|PUT /api/*" or "* /ws"')
+    return methods, path
+
+
+def _methods(match: str) -> frozenset[str] | None:
+    methods, _ = parse_match(match)
+    return None if methods == "*" else frozenset(methods.split("|"))
+
+
+def _pattern(match: str) -> re.Pattern[str]:
+    _, path = parse_match(match)
+    return re.compile("".join(".*" if part == "*" else re.escape(part) for part in re.split(r"(\*)", path)), re.DOTALL)
