@@ -1,0 +1,113 @@
+"""May a request wait at all? Pure; every refusal is an error that says whose limit it was."""
+
+from juggler.errors import BackendError, DoesNotFit, JugglerError, NotReady, QueueFull, ShuttingDown
+from juggler.scheduler.events import Kind
+from juggler.scheduler.ledger import EXCLUSIVE_POOL, added, shortage
+from juggler.scheduler.state import Instance, SchedulerState
+from juggler.scheduler.transitions import GONE, LOADING, Residency
+from juggler.units import format_duration, format_size
+
+
+def refusal(state: SchedulerState, instance: Instance, kind: Kind, now: float) -> JugglerError | None:
+    """Why a request that just arrived is not even queued, or None."""
+    if state.shutting_down:
+        return ShuttingDown("the juggler is shutting down", endpoint=instance.spec.name, phase="queued")
+    if kind in (Kind.LIGHT, Kind.HELD_OPEN):
+        return None if answers_light(instance) else _not_ready(instance, now)
+    if instance.residency not in GONE and instance.failure is None:
+        return _queue_full(instance)
+    if instance.failure is not None and now < instance.retry_at:
+        return failed_recently(instance, now)
+    return _does_not_fit(state, instance) or _queue_full(instance)
+
+
+def answers_light(instance: Instance) -> bool:
+    """Whether a poll, a list or an asset can be forwarded now, without waking anything."""
+    if instance.up:
+        return True
+    awake_enough = (Residency.UNLOADING, Residency.UNLOADED, Residency.WAKING)
+    return instance.spec.answers_when_unloaded and instance.residency in awake_enough
+
+
+def failed_recently(instance: Instance, now: float) -> JugglerError:
+    """The last failure again, with the time of the next try."""
+    failure = instance.failure
+    assert failure is not None
+    error: BackendError = type(failure)(
+        failure.message,
+        hint=failure.hint,
+        endpoint=failure.endpoint,
+        phase=failure.phase,
+        retry_after_s=max(instance.retry_at - now, 0.0),
+        exit_status=failure.exit_status,
+        log_tail=failure.log_tail,
+        details=failure.details,
+    )
+    return error
+
+
+def expected_wait_s(instance: Instance) -> float:
+    """Rough seconds until a new request would be served: a load if one is needed, and the queue before it."""
+    load = 0.0 if instance.up else instance.load_s()
+    return load + len(instance.queue) * instance.estimates.service.value / max(instance.spec.slots, 1)
+
+
+def _queue_full(instance: Instance) -> JugglerError | None:
+    waiting = len(instance.queue)
+    if waiting < instance.spec.queue_limit:
+        return None
+    return QueueFull(
+        f"{waiting} requests already wait for {instance.spec.name!r}, the most its queue_limit allows",
+        endpoint=instance.spec.name,
+        phase="queued",
+        retry_after_s=max(1.0, min(expected_wait_s(instance), 60.0)),
+    )
+
+
+def _not_ready(instance: Instance, now: float) -> JugglerError:
+    loading = instance.residency in LOADING
+    if loading:
+        remaining = instance.load_s() - (now - instance.order_given_at)
+        text, retry_after_s = f"{instance.spec.name!r} is loading", max(1.0, remaining)
+    else:
+        text, retry_after_s = f"{instance.spec.name!r} is not loaded", max(1.0, instance.load_s())
+    return NotReady(
+        f"{text}, and a request of this kind does not load it",
+        endpoint=instance.spec.name,
+        phase="queued",
+        retry_after_s=retry_after_s,
+        hint=None if loading else "send it work (a generation request), or load it with `juggler load`",
+        details={"residency": instance.residency.value},
+    )
+
+
+def _does_not_fit(state: SchedulerState, instance: Instance) -> JugglerError | None:
+    need = instance.spec.footprint
+    missing = shortage(need, state.ledger.capacity)
+    pinned = [
+        other
+        for other in state.instances.values()
+        if other.spec.pinned and other is not instance and other.residency not in GONE
+    ]
+    by_pinned = need
+    for other in pinned:
+        by_pinned = added(by_pinned, other.spec.footprint)
+    if not missing and (not pinned or not shortage(by_pinned, state.ledger.capacity)):
+        return None
+    pools = ", ".join(
+        f"{pool} has {format_size(state.ledger.capacity.get(pool, 0))}, it needs {format_size(size)}"
+        for pool, size in need.items()
+        if pool in missing or (not missing and pool != EXCLUSIVE_POOL)
+    )
+    beside = "" if missing else " beside the pinned " + ", ".join(repr(other.spec.name) for other in pinned)
+    return DoesNotFit(
+        f"{instance.spec.name!r} can never be loaded{beside}{': ' + pools if pools else ''}",
+        endpoint=instance.spec.name,
+        phase="queued",
+        hint="raise memory.pools, lower the endpoint's memory, or unpin what it must share with",
+    )
+
+
+def queue_timeout_text(name: str, waited_s: float) -> str:
+    """For the error of a request that waited too long."""
+    return f"the request waited {format_duration(waited_s)} for {name!r}, as long as queue_timeout allows"

@@ -1,0 +1,361 @@
+"""The scheduler: ``handle(event) -> list[Command]``, the only mutator of ``SchedulerState``.
+
+Nothing here waits, reads a clock, logs or does I/O. The engine feeds events and runs the commands; each command
+that takes time comes back as an event. Two cheap paths keep the ordinary request away from the decision pass: a
+request for a ready instance with a free slot and no queue is forwarded at once, and its end changes nothing while
+nobody waits anywhere.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from juggler.errors import BackendError, BackendStopped, InvalidTransition, QueueTimeout, ShuttingDown
+from juggler.ids import InstanceId
+from juggler.scheduler.admission import failed_recently, queue_timeout_text, refusal
+from juggler.scheduler.commands import (
+    Command,
+    Decision,
+    FinishShutdown,
+    Forward,
+    Mode,
+    OrderDone,
+    Record,
+    Reject,
+    SetTimer,
+    StopInstance,
+)
+from juggler.scheduler.decide import DecisionPass, forward
+from juggler.scheduler.events import (
+    BusyProbed,
+    ClientLeft,
+    Event,
+    InstanceGone,
+    InstanceReady,
+    InstanceUnloaded,
+    Kind,
+    OrderGiven,
+    OrderKind,
+    ProcessExited,
+    RequestArrived,
+    RequestEnded,
+    ShutdownRequested,
+    StartFailed,
+    TimerFired,
+    UnloadFailed,
+)
+from juggler.scheduler.ledger import Amounts
+from juggler.scheduler.policy import Policy, weight_of
+from juggler.scheduler.queue import Waiting
+from juggler.scheduler.state import Instance, InstanceSpec, Order, Probe, SchedulerState
+from juggler.scheduler.transitions import CROSSINGS, GONE, LEAVING, UP, Move, Residency
+
+STORY_SHOWN = 12
+"""Events told with an impossible move."""
+
+
+class Scheduler:
+    """Decides for one machine.
+
+    Args:
+        specs: Every instance of the configuration.
+        capacity: Bytes per pool.
+        policy: Parameters; the defaults are those of scheduling.md.
+    """
+
+    def __init__(self, specs: Iterable[InstanceSpec], capacity: Amounts, policy: Policy | None = None) -> None:
+        self.state = SchedulerState(specs, capacity, policy or Policy())
+        self._handlers: dict[type[Any], Callable[[Any, list[Command]], None]] = {
+            RequestArrived: self._on_request_arrived,
+            ClientLeft: self._on_client_left,
+            RequestEnded: self._on_request_ended,
+            InstanceReady: self._on_instance_ready,
+            StartFailed: self._on_start_failed,
+            InstanceUnloaded: self._on_instance_unloaded,
+            UnloadFailed: self._on_unload_failed,
+            ProcessExited: self._on_process_exited,
+            InstanceGone: self._on_instance_gone,
+            BusyProbed: self._on_busy_probed,
+            OrderGiven: self._on_order_given,
+            TimerFired: self._on_timer_fired,
+            ShutdownRequested: self._on_shutdown_requested,
+        }
+
+    def handle(self, event: Event) -> list[Command]:
+        """Take one event, return what is to be done, in order.
+
+        Raises:
+            InvalidTransition: The event cannot happen in this state: a bug. The text tells the last events.
+        """
+        out: list[Command] = []
+        try:
+            self._handlers[type(event)](event, out)
+        except InvalidTransition as impossible:
+            raise InvalidTransition(f"{impossible} on {event}; before it: {self._story()}") from impossible
+        state = self.state
+        state.events_handled += 1
+        state.story.append((state.events_handled, event, tuple(out)))
+        return out
+
+    # -- requests ----------------------------------------------------------------------------------------------
+
+    def _on_request_arrived(self, event: RequestArrived, out: list[Command]) -> None:
+        state, now = self.state, event.now
+        if event.request in state.requests:
+            raise InvalidTransition(f"request {event.request} arrived twice")
+        instance = state.instances[event.instance]
+        if event.kind is Kind.LOAD and instance.residency is Residency.FAILED:
+            instance.retry_at = now  # somebody asks for it in so many words: no back-off
+        error = refusal(state, instance, event.kind, now)
+        if error is not None:
+            out.append(Reject(event.request, error))
+            return
+        waiting = Waiting(
+            id=event.request,
+            instance=event.instance,
+            kind=event.kind,
+            priority=event.priority,
+            arrived_at=now,
+            due_at=now + event.max_wait_s,
+            timeout_at=now + event.timeout_s,
+            weight=weight_of(event.priority, state.policy),
+        )
+        state.requests[waiting.id] = waiting
+        if event.kind is Kind.LIGHT or event.kind is Kind.HELD_OPEN:
+            waiting.forwarded_at = now
+            instance.light[waiting.id] = waiting
+            out.append(Forward(waiting.id, instance.id))
+            return
+        if event.kind is Kind.WORK:
+            instance.estimates.arrived(now)
+            free_slot = len(instance.running) < instance.spec.slots
+            if instance.residency is Residency.READY and free_slot and not len(instance.queue):
+                forward(instance, waiting, now, out)
+                return
+        instance.queue.add(waiting)
+        self._decide(now, out)
+
+    def _on_client_left(self, event: ClientLeft, out: list[Command]) -> None:
+        waiting = self.state.requests.get(event.request)
+        if waiting is None:
+            return  # crossed with our answer
+        if waiting.forwarded_at is None:
+            del self.state.requests[waiting.id]
+            self.state.instances[waiting.instance].queue.remove(waiting.id)
+            self._decide(event.now, out)
+        else:
+            self._end(waiting, event.now, out)
+
+    def _on_request_ended(self, event: RequestEnded, out: list[Command]) -> None:
+        waiting = self.state.requests.get(event.request)
+        if waiting is None or waiting.forwarded_at is None:
+            raise InvalidTransition(f"request {event.request} ended, but it is not running")
+        self._end(waiting, event.now, out)
+
+    def _end(self, waiting: Waiting, now: float, out: list[Command]) -> None:
+        state = self.state
+        instance = state.instances[waiting.instance]
+        del state.requests[waiting.id]
+        if waiting.kind is Kind.WORK:
+            del instance.running[waiting.id]
+            instance.estimates.service.add(now - (waiting.forwarded_at or now))
+            instance.last_used = now
+            if not instance.running and instance.residency in UP:
+                instance.idle_since = now
+        else:
+            del instance.light[waiting.id]
+        waits = instance.gate is not None or instance.order is not None or instance.spec.idle_unload_s is not None
+        if waits or state.shutting_down or state.total.waiting:
+            self._decide(now, out)
+
+    # -- reports about instances -------------------------------------------------------------------------------
+
+    def _on_instance_ready(self, event: InstanceReady, out: list[Command]) -> None:
+        instance = self._reported(event.instance, event.generation, Move.BECAME_READY)
+        if instance is None:
+            return
+        estimate = instance.estimates.wake if instance.residency is Residency.WAKING else instance.estimates.load
+        self.state.move(instance, Move.BECAME_READY, event.now)
+        estimate.add(event.now - instance.order_given_at)
+        instance.failure = None
+        instance.ready_at = instance.last_used = event.now
+        if not instance.running:
+            instance.idle_since = event.now
+        self._decide(event.now, out)
+
+    def _on_start_failed(self, event: StartFailed, out: list[Command]) -> None:
+        instance = self._reported(event.instance, event.generation, Move.START_FAILED)
+        if instance is None:
+            return
+        self.state.move(instance, Move.START_FAILED, event.now)
+        self._note_failure(instance, event.error, event.now)
+        self._reject_waiters(instance, event.now, out)
+        self._decide(event.now, out)
+
+    def _on_process_exited(self, event: ProcessExited, out: list[Command]) -> None:
+        instance = self._reported(event.instance, event.generation, Move.EXITED)
+        if instance is None:
+            return
+        was_up = instance.residency in UP
+        self.state.move(instance, Move.EXITED, event.now)
+        if was_up and event.now - instance.ready_at >= self.state.policy.healthy_after_s:
+            instance.failures = 0
+        self._note_failure(instance, event.error, event.now)
+        if instance.retry_at > event.now:
+            self._reject_waiters(instance, event.now, out)
+        self._decide(event.now, out)
+
+    def _note_failure(self, instance: Instance, error: BackendError, now: float) -> None:
+        """The first restart is immediate, later ones wait 1, 2, 4 ... s."""
+        policy = self.state.policy
+        instance.failure = error
+        instance.dying = True
+        instance.failures += 1
+        pause_s = 0.0
+        if instance.failures > 1:
+            pause_s = min(policy.back_off_first_s * 2.0 ** min(instance.failures - 2, 30), policy.back_off_limit_s)
+        instance.retry_at = now + pause_s
+
+    def _reject_waiters(self, instance: Instance, now: float, out: list[Command]) -> None:
+        for waiting in instance.queue.pop_all():
+            del self.state.requests[waiting.id]
+            out.append(Reject(waiting.id, failed_recently(instance, now)))
+
+    def _on_instance_unloaded(self, event: InstanceUnloaded, out: list[Command]) -> None:
+        instance = self._reported(event.instance, event.generation, Move.UNLOADED)
+        if instance is None:
+            return
+        self.state.move(instance, Move.UNLOADED, event.now)
+        instance.estimates.unload.add(event.now - instance.order_given_at)
+        self._decide(event.now, out)
+
+    def _on_unload_failed(self, event: UnloadFailed, out: list[Command]) -> None:
+        instance = self._reported(event.instance, event.generation, Move.UNLOAD_FAILED)
+        if instance is None:
+            return
+        self.state.move(instance, Move.UNLOAD_FAILED, event.now)
+        out.append(StopInstance(instance.id, instance.generation))
+        decision = Decision(event.now, None, ((instance.id, Mode.STOP),), "unload failed")
+        self.state.decisions.append(decision)
+        out.append(Record(decision))
+        self._decide(event.now, out)
+
+    def _on_instance_gone(self, event: InstanceGone, out: list[Command]) -> None:
+        instance = self.state.instances[event.instance]
+        if event.generation != instance.generation:
+            raise InvalidTransition(f"{event.instance} generation {event.generation} gone twice")
+        if instance.dying:
+            self.state.move(instance, Move.GONE_AFTER_FAILURE, event.now)
+        else:
+            self.state.move(instance, Move.GONE, event.now)
+            instance.estimates.stop.add(event.now - instance.order_given_at)
+        instance.dying = False
+        self._decide(event.now, out)
+
+    def _on_busy_probed(self, event: BusyProbed, out: list[Command]) -> None:
+        instance = self.state.instances[event.instance]
+        if event.generation != instance.generation or instance.probe is not Probe.ASKED:
+            return  # a request was forwarded meanwhile, or the instance is on its way out: the answer is stale
+        instance.probe = Probe.BUSY if event.busy else Probe.IDLE
+        self._decide(event.now, out)
+
+    def _reported(self, instance_id: InstanceId, generation: int, move: Move) -> Instance | None:
+        """The instance a report is about, or None where the report crossed with an order of ours."""
+        instance = self.state.instances[instance_id]
+        if generation > instance.generation:
+            raise InvalidTransition(f"{instance_id} reports {move.value!r} for a start that was never ordered")
+        if generation < instance.generation or (instance.residency, move) in CROSSINGS:
+            return None
+        return instance
+
+    # -- the operator ------------------------------------------------------------------------------------------
+
+    def _on_order_given(self, event: OrderGiven, out: list[Command]) -> None:
+        instance = self.state.instances[event.instance]
+        if self.state.shutting_down:
+            out.append(OrderDone(event.order, "shutting down"))
+            return
+        if instance.order is None:
+            instance.order = Order(event.kind, [event.order])
+        else:
+            instance.order.ids.append(event.order)
+            if event.kind is OrderKind.STOP:
+                instance.order.kind = OrderKind.STOP
+        if event.kind is OrderKind.STOP:
+            for waiting in instance.queue.pop_all():
+                del self.state.requests[waiting.id]
+                text = f"{instance.spec.name!r} was stopped by the operator while the request waited for it"
+                error = BackendStopped(text, endpoint=instance.spec.name, phase="queued", retry_after_s=1.0)
+                out.append(Reject(waiting.id, error))
+        self._decide(event.now, out)
+
+    def _on_timer_fired(self, event: TimerFired, out: list[Command]) -> None:
+        self.state.timer_at = None
+        self._decide(event.now, out)
+
+    def _on_shutdown_requested(self, event: ShutdownRequested, out: list[Command]) -> None:
+        state = self.state
+        if state.drain_until is None or event.drain_until < state.drain_until:
+            state.drain_until = event.drain_until
+        state.shutting_down = True
+        state.plans.clear()
+        for instance in state.instances.values():
+            for waiting in instance.queue.pop_all():
+                del state.requests[waiting.id]
+                error = ShuttingDown("the juggler is shutting down", endpoint=instance.spec.name, phase="queued")
+                out.append(Reject(waiting.id, error))
+            if instance.order is not None:
+                out.extend(OrderDone(order, "shutting down") for order in instance.order.ids)
+                instance.order = None
+        self._decide(event.now, out)
+
+    # -- deciding ----------------------------------------------------------------------------------------------
+
+    def _decide(self, now: float, out: list[Command]) -> None:
+        state = self.state
+        decision_pass = DecisionPass(state, now, out)
+        if state.shutting_down:
+            self._wind_down(decision_pass)
+        else:
+            self._expire(decision_pass)
+            decision_pass.run()
+        if decision_pass.wake_at != state.timer_at:
+            state.timer_at = decision_pass.wake_at
+            out.append(SetTimer(state.timer_at))
+
+    def _expire(self, decision_pass: DecisionPass) -> None:
+        """Refuse whoever waited too long."""
+        now = decision_pass.now
+        for instance in self.state.instances.values():
+            while (timeout_at := instance.queue.earliest_timeout()) is not None:
+                if timeout_at > now:
+                    decision_pass.note(timeout_at)
+                    break
+                waiting = instance.queue.next_timeout()
+                del self.state.requests[waiting.id]
+                error = QueueTimeout(
+                    queue_timeout_text(instance.spec.name, now - waiting.arrived_at),
+                    endpoint=instance.spec.name,
+                    phase="starting" if instance.residency not in UP | GONE | LEAVING else "queued",
+                    retry_after_s=max(1.0, instance.load_s()),
+                )
+                decision_pass.out.append(Reject(waiting.id, error))
+
+    def _wind_down(self, decision_pass: DecisionPass) -> None:
+        """Stop whatever is idle; once the drain is over, everything."""
+        state, now = self.state, decision_pass.now
+        assert state.drain_until is not None
+        over = now >= state.drain_until
+        for instance in state.instances.values():
+            if instance.residency in GONE or instance.residency is Residency.STOPPING:
+                continue
+            if instance.running and instance.residency in UP and not over:
+                decision_pass.note(state.drain_until)
+            else:
+                decision_pass.send_away([(instance, Mode.STOP)], cause="shutdown")
+        if not state.finished and all(one.residency in GONE for one in state.instances.values()):
+            state.finished = True
+            decision_pass.out.append(FinishShutdown())
+
+    def _story(self) -> str:
+        last = list(self.state.story)[-STORY_SHOWN:]
+        return "; ".join(f"#{number} {event} -> {list(commands)}" for number, event, commands in last) or "nothing"

@@ -1,0 +1,173 @@
+"""What the scheduler is told. Past participles; ``now`` is monotonic seconds."""
+
+import enum
+from dataclasses import dataclass
+
+from juggler.errors import BackendError
+from juggler.ids import InstanceId, RequestId
+
+
+class Kind(enum.Enum):
+    """What a request wants from an instance."""
+
+    WORK = "work"
+    """Be forwarded; load the instance if need be; count as in use until it ends."""
+
+    LIGHT = "light"
+    """Be forwarded if the instance answers now; wake nothing. In use only for a grace time."""
+
+    HELD_OPEN = "held-open"
+    """As LIGHT, and never in use."""
+
+    LOAD = "load"
+    """Have the instance loaded, as a warm-up or an operator does; nothing is forwarded."""
+
+
+class OrderKind(enum.Enum):
+    """What an operator may order."""
+
+    UNLOAD = "unload"
+    """Free the memory (softly where the backend can); requests that wait bring it back."""
+
+    STOP = "stop"
+    """End the process; requests that wait for it are refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestArrived:
+    """Ends with exactly one of: ``Reject``, ``Loaded``, ``ClientLeft`` or, after ``Forward``, ``RequestEnded``."""
+
+    now: float
+    request: RequestId
+    instance: InstanceId
+    kind: Kind = Kind.WORK
+    priority: int = 0
+    """Larger is more urgent; negative is batch work."""
+    max_wait_s: float = 60.0
+    """From then on the request is due: it precedes whatever is not."""
+    timeout_s: float = 1800.0
+    """After this much waiting the request is refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientLeft:
+    """The client went away: while queued, while loading, or at the very moment of the grant."""
+
+    now: float
+    request: RequestId
+
+
+@dataclass(frozen=True, slots=True)
+class RequestEnded:
+    """A forwarded request is over, well or not."""
+
+    now: float
+    request: RequestId
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceReady:
+    """A start or a wake succeeded."""
+
+    now: float
+    instance: InstanceId
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class StartFailed:
+    """A start or a wake failed; ``InstanceGone`` follows when the rest of the process is gone."""
+
+    now: float
+    instance: InstanceId
+    generation: int
+    error: BackendError
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceUnloaded:
+    """A soft unload was verified."""
+
+    now: float
+    instance: InstanceId
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class UnloadFailed:
+    """A soft unload did not happen; the ladder goes on to a stop."""
+
+    now: float
+    instance: InstanceId
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessExited:
+    """The main process ended by itself; ``InstanceGone`` follows."""
+
+    now: float
+    instance: InstanceId
+    generation: int
+    error: BackendError
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceGone:
+    """Nothing is left of this generation: no process, no memory. Exactly one per ``StartInstance``."""
+
+    now: float
+    instance: InstanceId
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class BusyProbed:
+    """The backend's own word on whether it works on something that none of our requests shows."""
+
+    now: float
+    instance: InstanceId
+    generation: int
+    busy: bool
+
+
+@dataclass(frozen=True, slots=True)
+class OrderGiven:
+    """The operator wants an instance unloaded or stopped; answered by ``OrderDone``."""
+
+    now: float
+    order: int
+    instance: InstanceId
+    kind: OrderKind
+
+
+@dataclass(frozen=True, slots=True)
+class TimerFired:
+    """The time last asked for by ``SetTimer`` has come."""
+
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class ShutdownRequested:
+    """Take no more work, let running requests end until ``drain_until``, then stop everything."""
+
+    now: float
+    drain_until: float
+
+
+Event = (
+    RequestArrived
+    | ClientLeft
+    | RequestEnded
+    | InstanceReady
+    | StartFailed
+    | InstanceUnloaded
+    | UnloadFailed
+    | ProcessExited
+    | InstanceGone
+    | BusyProbed
+    | OrderGiven
+    | TimerFired
+    | ShutdownRequested
+)

@@ -1,0 +1,70 @@
+"""What must always hold, and what must never. Run after every event in tests; too slow for the hot path."""
+
+from juggler.scheduler.ledger import NOTHING, greater
+from juggler.scheduler.state import Instance, SchedulerState
+from juggler.scheduler.transitions import GONE, LEAVING, LOADABLE, LOADING, UP, Residency
+
+
+def check(state: SchedulerState) -> None:
+    """Look at everything.
+
+    Raises:
+        AssertionError: Names the first thing that is wrong.
+    """
+    _check_ledger(state)
+    _check_requests(state)
+    for instance in state.instances.values():
+        _check_instance(instance)
+    for target, plan in state.plans.items():
+        assert plan.target == target
+        residency = state.instances[target].residency
+        assert residency in LOADABLE or residency in LEAVING, f"plan for {target}, which is {residency}"
+
+
+def _check_ledger(state: SchedulerState) -> None:
+    for pool, capacity in state.ledger.capacity.items():
+        held = sum(state.ledger.held(one).get(pool, 0) for one in state.instances)
+        assert held == state.ledger.used(pool), f"{pool}: sum {held} is not the running total"
+        assert 0 <= held <= capacity, f"{pool}: {held} of {capacity} bytes held"
+    for instance in state.instances.values():
+        held_now, spec = state.ledger.held(instance.id), instance.spec
+        if instance.residency in GONE:
+            assert held_now == NOTHING, f"{instance.id} is gone and holds {held_now}"
+        elif instance.residency is Residency.UNLOADED:
+            assert held_now == spec.footprint_unloaded
+        elif instance.residency in (Residency.UNLOADING, Residency.WAKING):
+            assert held_now == greater(spec.footprint, spec.footprint_unloaded)
+        elif instance.residency is not Residency.STOPPING:  # that keeps what it held until it is gone
+            assert held_now == spec.footprint, f"{instance.id} is {instance.residency}, holds {held_now}"
+
+
+def _check_requests(state: SchedulerState) -> None:
+    seen = set()
+    assert state.total.waiting == sum(len(instance.queue) for instance in state.instances.values())
+    for instance in state.instances.values():
+        for waiting in instance.queue:
+            assert waiting.forwarded_at is None
+            seen.add(waiting.id)
+        for running in (*instance.running.values(), *instance.light.values()):
+            assert running.forwarded_at is not None
+            assert running.id not in seen, f"request {running.id} both waits and runs"
+            seen.add(running.id)
+        assert len(instance.running) <= instance.spec.slots
+        assert len(instance.queue) <= instance.spec.queue_limit
+    assert seen == set(state.requests), "a request is lost, or kept after its answer"
+
+
+def _check_instance(instance: Instance) -> None:
+    draining = instance.residency is Residency.DRAINING
+    assert (instance.gate is not None) == draining, f"{instance.id}: gate {instance.gate} in {instance.residency}"
+    if instance.residency in UP:
+        assert (instance.idle_since is None) == bool(instance.running), f"{instance.id}: idle_since"
+    else:
+        assert instance.idle_since is None
+    if instance.residency in LOADING:
+        assert not instance.running or instance.failures, f"{instance.id} loads while work runs on it"
+    if instance.dying:
+        assert instance.residency is Residency.STOPPING
+    if instance.failure is None:
+        assert instance.residency is not Residency.FAILED
+    assert instance.queue.weight() >= 0

@@ -1,0 +1,64 @@
+"""The parameters of the policy, each with its unit and the reason for its default.
+
+Swap times are measured in ``K``, the round trip of a swap (scheduling.md section 3), so that one set of defaults
+fits a 1 s and a 40 s swap.
+"""
+
+from dataclasses import dataclass
+
+from juggler.units import MINUTES, SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Defaults are those the policy was simulated with."""
+
+    beta: float = 3.0
+    """Least residence of a busy endpoint, in K: keeps at least 2*beta/(2*beta+1) of the time free of swaps."""
+
+    kappa: float = 1.5
+    """Waiting that ends a hold, in K. Takes effect with learned think times."""
+
+    kappa_class: float = 1.0
+    """Waiting that buys out work of a worse class, in K."""
+
+    hard: float = 12.0
+    """Longest time, in K, that an endpoint whose gate is shut still serves its older queue."""
+
+    batch_weight: float = 0.25
+    """Weight of a waiting second of batch work (negative priority); interactive work has 1."""
+
+    first_load_s: float = 10 * SECONDS
+    """Load time assumed before the first load was seen."""
+
+    first_unload_s: float = 1 * SECONDS
+    """Unload or stop time assumed before the first was seen."""
+
+    first_service_s: float = 5 * SECONDS
+    """Service time assumed before the first request was seen."""
+
+    busy_probe_every_s: float = 1 * SECONDS
+    """How often a drained backend that says it is busy is asked again."""
+
+    busy_limit_s: float = 10 * MINUTES
+    """How long the backend's own word "busy" can delay a swap once none of our requests runs on it."""
+
+    light_grace_s: float = 10 * SECONDS
+    """How long a drain waits for light exchanges (polls, downloads) that are still open."""
+
+    back_off_first_s: float = 1 * SECONDS
+    """Pause before the second restart in a row; the first is immediate. Doubles up to ``back_off_limit_s``."""
+
+    back_off_limit_s: float = 60 * SECONDS
+
+    healthy_after_s: float = 60 * SECONDS
+    """A process that was ready for this long starts with a clean slate when it exits."""
+
+    one_load_per_pool: bool = True
+    """Starts on one memory pool follow one another: llama.cpp fits itself into what is free at its start, vLLM
+    fails when others change the memory while it profiles (backends.md 2.5, 7.1)."""
+
+
+def weight_of(priority: int, policy: Policy) -> float:
+    """Cost per waiting second of a request."""
+    return 1.0 if priority >= 0 else policy.batch_weight

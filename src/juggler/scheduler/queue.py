@@ -1,0 +1,154 @@
+"""The requests that wait for one instance.
+
+Order: a due request first (the earliest due), else by priority, else by arrival. All operations take logarithmic
+time at most, also with thousands of requests waiting; the weighted waiting time of the whole queue is kept as two
+sums.
+"""
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from juggler.ids import InstanceId, RequestId
+from juggler.scheduler.events import Kind
+
+
+@dataclass(slots=True)
+class Waiting:
+    """One request that waits or runs."""
+
+    id: RequestId
+    instance: InstanceId
+    kind: Kind
+    priority: int
+    arrived_at: float
+    due_at: float
+    timeout_at: float
+    weight: float
+    forwarded_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """A shut gate: only requests that came before it was shut, of the waiting class or better, still pass."""
+
+    shut_at: float
+    hard_stop: float
+    """After this time nothing passes any more."""
+    priority: int
+    """The best priority of those the gate was shut for."""
+
+    def passes(self, request: Waiting, now: float) -> bool:
+        return now < self.hard_stop and request.arrived_at < self.shut_at and request.priority >= self.priority
+
+
+@dataclass(slots=True)
+class Total:
+    """How many requests wait in all queues together, so that nobody has to add them up per request."""
+
+    waiting: int = 0
+
+
+class RequestQueue:
+    """See the module's docstring. Iteration is in arrival order."""
+
+    def __init__(self, total: Total) -> None:
+        self._total = total
+        self._by_priority: dict[int, dict[RequestId, Waiting]] = {}
+        self._index: dict[RequestId, Waiting] = {}
+        self._due: list[tuple[float, RequestId]] = []
+        self._timeouts: list[tuple[float, RequestId]] = []
+        self._weight = 0.0
+        self._weighted_arrivals = 0.0
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __iter__(self) -> Iterator[Waiting]:
+        return iter(self._index.values())
+
+    def add(self, request: Waiting) -> None:
+        self._by_priority.setdefault(request.priority, {})[request.id] = request
+        self._index[request.id] = request
+        self._total.waiting += 1
+        heapq.heappush(self._due, (request.due_at, request.id))
+        heapq.heappush(self._timeouts, (request.timeout_at, request.id))
+        self._weight += request.weight
+        self._weighted_arrivals += request.weight * request.arrived_at
+
+    def remove(self, request: RequestId) -> Waiting:
+        """Take it out wherever it stands.
+
+        Raises:
+            KeyError: It does not wait here.
+        """
+        waiting = self._index.pop(request)
+        self._total.waiting -= 1
+        same = self._by_priority[waiting.priority]
+        del same[request]
+        if not same:
+            del self._by_priority[waiting.priority]
+        if self._index:
+            self._weight -= waiting.weight
+            self._weighted_arrivals -= waiting.weight * waiting.arrived_at
+        else:  # floating-point dust must not survive an empty queue
+            self._weight = self._weighted_arrivals = 0.0
+            self._due.clear()
+            self._timeouts.clear()
+        return waiting
+
+    def head(self, now: float, gate: Gate | None = None) -> Waiting | None:
+        """Who is next, or None if nobody is (or may pass the gate)."""
+        due = self._earliest(self._due)
+        if due is not None and due.due_at <= now and (gate is None or gate.passes(due, now)):
+            return due
+        for priority in sorted(self._by_priority, reverse=True):
+            first = next(iter(self._by_priority[priority].values()))
+            if gate is None or gate.passes(first, now):
+                return first
+        return None
+
+    def earliest_due(self) -> float | None:
+        due = self._earliest(self._due)
+        return due.due_at if due else None
+
+    def earliest_timeout(self) -> float | None:
+        first = self._earliest(self._timeouts)
+        return first.timeout_at if first else None
+
+    def next_timeout(self) -> Waiting:
+        """Take out the request whose timeout comes first.
+
+        Raises:
+            IndexError: The queue is empty.
+        """
+        first = self._earliest(self._timeouts)
+        if first is None:
+            raise IndexError("empty queue")
+        return self.remove(first.id)
+
+    def oldest_arrival(self) -> float | None:
+        return min((next(iter(same.values())).arrived_at for same in self._by_priority.values()), default=None)
+
+    def best_priority(self) -> int | None:
+        return max(self._by_priority, default=None)
+
+    def weight(self) -> float:
+        """Growth per second of ``waited``."""
+        return self._weight
+
+    def waited(self, now: float) -> float:
+        """Weighted seconds waited so far by all together."""
+        return max(0.0, self._weight * now - self._weighted_arrivals)
+
+    def pop_all(self) -> list[Waiting]:
+        """Empty the queue; returns what was in it."""
+        return [self.remove(request) for request in list(self._index)]
+
+    def _earliest(self, heap: list[tuple[float, RequestId]]) -> Waiting | None:
+        while heap:
+            waiting = self._index.get(heap[0][1])
+            if waiting is not None:
+                return waiting
+            heapq.heappop(heap)  # its request left in the meantime
+        return None

@@ -1,0 +1,118 @@
+"""Where an instance's memory is, and every move between those places.
+
+Theory of operation. An instance is in exactly one ``Residency``. The scheduler moves it by giving an order
+(START, WAKE, UNLOAD, STOP, SHUT, OPEN), the outside world by reporting (BECAME_READY, START_FAILED, UNLOADED,
+UNLOAD_FAILED, EXITED, GONE, GONE_AFTER_FAILURE). ``TABLE`` lists every move there is; an unlisted one raises
+``InvalidTransition`` and changes nothing.
+
+::
+
+    stopped --START--> starting --BECAME_READY--> ready <--SHUT/OPEN--> draining
+    ready, draining --UNLOAD--> unloading --UNLOADED--> unloaded --WAKE--> waking --BECAME_READY--> ready
+    anything alive --STOP / EXITED / START_FAILED / UNLOAD_FAILED--> stopping --GONE--> stopped
+                                                                     stopping --GONE_AFTER_FAILURE--> failed
+    failed --START--> starting
+
+Memory is held in full from START to GONE, and only the small residue in ``unloaded``: a process that has been told
+to go still holds its memory until it is gone.
+
+An order and a report can cross: we order a stop while the report "ready" is under way. Such a late report meets
+``stopping``; ``CROSSINGS`` lists the reports that are then dropped on purpose. Every process is reported gone
+exactly once, so nothing is lost by it.
+"""
+
+import enum
+
+from juggler.errors import InvalidTransition
+
+
+class Residency(enum.Enum):
+    """Where the memory of an instance is."""
+
+    STOPPED = "stopped"
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    UNLOADING = "unloading"
+    UNLOADED = "unloaded"
+    WAKING = "waking"
+    STOPPING = "stopping"
+    FAILED = "failed"
+
+
+class Move(enum.Enum):
+    """Orders (imperative) and reports (past)."""
+
+    START = "start"
+    WAKE = "wake"
+    SHUT = "shut"
+    OPEN = "open"
+    UNLOAD = "unload"
+    STOP = "stop"
+    BECAME_READY = "became ready"
+    START_FAILED = "start failed"
+    UNLOADED = "unloaded"
+    UNLOAD_FAILED = "unload failed"
+    EXITED = "exited"
+    GONE = "gone"
+    GONE_AFTER_FAILURE = "gone after failure"
+
+
+_R = Residency
+_M = Move
+
+TABLE: dict[tuple[Residency, Move], Residency] = {
+    (_R.STOPPED, _M.START): _R.STARTING,
+    (_R.FAILED, _M.START): _R.STARTING,
+    (_R.STARTING, _M.BECAME_READY): _R.READY,
+    (_R.STARTING, _M.START_FAILED): _R.STOPPING,
+    (_R.STARTING, _M.STOP): _R.STOPPING,
+    (_R.READY, _M.SHUT): _R.DRAINING,
+    (_R.READY, _M.UNLOAD): _R.UNLOADING,
+    (_R.READY, _M.STOP): _R.STOPPING,
+    (_R.READY, _M.EXITED): _R.STOPPING,
+    (_R.DRAINING, _M.OPEN): _R.READY,
+    (_R.DRAINING, _M.UNLOAD): _R.UNLOADING,
+    (_R.DRAINING, _M.STOP): _R.STOPPING,
+    (_R.DRAINING, _M.EXITED): _R.STOPPING,
+    (_R.UNLOADING, _M.UNLOADED): _R.UNLOADED,
+    (_R.UNLOADING, _M.UNLOAD_FAILED): _R.STOPPING,
+    (_R.UNLOADING, _M.STOP): _R.STOPPING,
+    (_R.UNLOADING, _M.EXITED): _R.STOPPING,
+    (_R.UNLOADED, _M.WAKE): _R.WAKING,
+    (_R.UNLOADED, _M.STOP): _R.STOPPING,
+    (_R.UNLOADED, _M.EXITED): _R.STOPPING,
+    (_R.WAKING, _M.BECAME_READY): _R.READY,
+    (_R.WAKING, _M.START_FAILED): _R.STOPPING,
+    (_R.WAKING, _M.STOP): _R.STOPPING,
+    (_R.WAKING, _M.EXITED): _R.STOPPING,
+    (_R.STOPPING, _M.GONE): _R.STOPPED,
+    (_R.STOPPING, _M.GONE_AFTER_FAILURE): _R.FAILED,
+}
+
+CROSSINGS: frozenset[tuple[Residency, Move]] = frozenset(
+    (_R.STOPPING, move) for move in (_M.BECAME_READY, _M.START_FAILED, _M.UNLOADED, _M.UNLOAD_FAILED, _M.EXITED)
+)
+
+UP = frozenset({Residency.READY, Residency.DRAINING})
+"""May have work forwarded to it."""
+
+LOADING = frozenset({Residency.STARTING, Residency.WAKING})
+LEAVING = frozenset({Residency.UNLOADING, Residency.STOPPING})
+LOADABLE = frozenset({Residency.STOPPED, Residency.FAILED, Residency.UNLOADED})
+"""A request for an instance in one of these needs a start or a wake."""
+
+GONE = frozenset({Residency.STOPPED, Residency.FAILED})
+"""No process, no memory."""
+
+
+def next_residency(current: Residency, move: Move) -> Residency:
+    """Where ``move`` leads.
+
+    Raises:
+        InvalidTransition: The table has no such move.
+    """
+    try:
+        return TABLE[current, move]
+    except KeyError:
+        raise InvalidTransition(f"no move {move.value!r} from {current.value!r}") from None
