@@ -61,6 +61,13 @@ class RoutingError(JugglerError):
     code = "no_such_endpoint"
 
 
+class BlockedRoute(RoutingError):
+    """The client asked for a control route of the backend that is not open to clients."""
+
+    status = 403
+    code = "route_blocked"
+
+
 class BadRequest(JugglerError):
     """The client sent something that is not HTTP/1.1 as we accept it, or that we refuse to pass on."""
 

@@ -92,8 +92,8 @@ class Gateway(Protocol):
         """
         ...
 
-    async def acquire(self, route: Route, request: RequestInfo) -> Lease:
-        """Wait until the request may be forwarded. Cancelled when the client leaves.
+    async def acquire(self, route: Route, request: RequestInfo) -> Lease | LocalResponse:
+        """Wait until the request may be forwarded, or answer it here. Cancelled when the client leaves.
 
         Raises:
             JugglerError: Queue bounds, start failures, not ready, shutting down.

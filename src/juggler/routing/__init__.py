@@ -1,1 +1,1 @@
-
+"""Where a request goes, and what it may do there. Pure."""

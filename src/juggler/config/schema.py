@@ -1,0 +1,353 @@
+"""Every key of the configuration: type, default, unit and help text.
+
+The descriptions are Markdown and single-sourced: editors show them (``schema.json``), and the tables of
+``docs/configuration.md`` repeat them under the eye of a test. Sizes are ``int`` bytes and durations ``float``
+seconds after validation; the default that people read is the ``default`` of the JSON Schema (``"10m"``).
+"""
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from juggler.config.tree import is_ignored_key
+from juggler.config.types import (
+    BackendType,
+    Body,
+    Duration,
+    EnvName,
+    Footprint,
+    Host,
+    Name,
+    PathText,
+    Pools,
+    Port,
+    PositiveDuration,
+    Priority,
+    RequestTarget,
+    Size,
+    SplitCall,
+    Text,
+    TrafficMatch,
+)
+from juggler.units import GIB, MINUTES, SECONDS
+
+
+class Model(BaseModel):
+    """An object of the configuration: unknown keys are errors, nothing is converted silently.
+
+    A key whose value is ``null`` counts as left out (YAML writes ``env:`` with nothing behind it).
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out(cls, data: object) -> object:
+        if not isinstance(data, dict):
+            return data
+        return {key: value for key, value in data.items() if value is not None and not is_ignored_key(key)}
+
+
+def _shown(text: str) -> dict[str, Any]:
+    """The default as the operator would write it."""
+    return {"default": text}
+
+
+class MemoryModel(Model):
+    """What the machine has."""
+
+    pools: Pools | None = Field(
+        default=None,
+        description="Memory that models share, in bytes per pool: `gpu0`, `gpu1`, `ram` or names of your own. `auto` "
+        "asks the machine. Without it there is one exclusive pool: one endpoint is loaded at a time.",
+    )
+
+
+class SchedulerModel(Model):
+    """Who is served when, once models compete for memory."""
+
+    max_wait: PositiveDuration = Field(
+        default=60 * SECONDS,
+        description="Seconds after which a waiting interactive request is due: others then make room for it.",
+        json_schema_extra=_shown("60s"),
+    )
+    deadline_batch: PositiveDuration = Field(
+        default=300 * SECONDS,
+        description="Seconds after which a waiting batch request is due.",
+        json_schema_extra=_shown("300s"),
+    )
+    queue_limit: int = Field(
+        default=512, ge=1, le=100_000, description="Requests that may wait per endpoint; one more is answered 429."
+    )
+    queue_timeout: PositiveDuration = Field(
+        default=30 * MINUTES,
+        description="Seconds after which a request that still waits is answered 503.",
+        json_schema_extra=_shown("30m"),
+    )
+    dial: Literal["fair", "balanced", "throughput"] = Field(
+        default="balanced",
+        description="How long a model is held for a client that may return: `fair` swaps soonest, `throughput` least.",
+    )
+    kappa: float | None = Field(
+        default=None,
+        ge=0,
+        le=20,
+        description="The dial as a number: waiting that ends a hold, in swap round trips. `fair` is 0.5, `balanced` "
+        "1.5, `throughput` 3.",
+    )
+    beta: float = Field(
+        default=3.0, ge=0, le=100, description="Least time a busy endpoint keeps its place, in swap round trips."
+    )
+    kappa_class: float = Field(
+        default=1.0,
+        ge=0,
+        le=100,
+        description="Waiting that lets a more urgent class interrupt a less urgent one, in swap round trips.",
+    )
+    hard: float = Field(
+        default=12.0,
+        ge=0,
+        le=1000,
+        description="Longest time an endpoint that must yield still serves its older requests, in swap round trips.",
+    )
+
+
+class ControlModel(Model):
+    """Where the juggler itself answers: status API and dashboard."""
+
+    host: Host = Field(default="127.0.0.1", description="Address to listen on.")
+    port: Port = Field(default=8020, description="TCP port to listen on.")
+
+
+class KvCacheModel(Model):
+    """Conversation state that is saved before a stop and restored after a start."""
+
+    quota: Size = Field(
+        default=10 * GIB,
+        description="Bytes on disk for all saved state below `state_dir`; the oldest goes first.",
+        json_schema_extra=_shown("10GiB"),
+    )
+
+
+class HttpCallModel(Model):
+    """One HTTP call to a backend; `"POST /path"` is short for method and path alone."""
+
+    method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"] = Field(default="POST", description="HTTP method.")
+    path: RequestTarget = Field(description="Path with query, as the backend sees it; begins with `/`.")
+    body: Body | None = Field(
+        default=None, description="Body: text as it is, or an object or list that is sent as JSON."
+    )
+    expect: list[Annotated[int, Field(ge=100, le=599)]] = Field(
+        default=[], description="Statuses that mean success; empty: any 2xx."
+    )
+
+    @property
+    def body_text(self) -> str | None:
+        """What is sent; None without a body."""
+        if self.body is None or isinstance(self.body, str):
+            return self.body
+        return json.dumps(self.body, ensure_ascii=False)
+
+
+class BusyCallModel(HttpCallModel):
+    """As above, and how its answer is read."""
+
+    method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"] = Field(default="GET", description="HTTP method.")
+    busy_when: Annotated[Text, Field(min_length=1, max_length=500)] | None = Field(
+        default=None, description="Condition on the JSON answer that means the backend still works."
+    )
+
+
+HttpCallValue = Annotated[HttpCallModel, SplitCall]
+BusyCallValue = Annotated[BusyCallModel, SplitCall]
+
+
+class BackendModel(Model):
+    """A model server program."""
+
+    type: BackendType | None = Field(
+        default=None,
+        description="Kind of program, when the backend's name is not the kind itself; so two builds of one program can "
+        "coexist.",
+    )
+    binary: PathText | None = Field(
+        default=None,
+        description="Program to start: a path, or a name found in `PATH`. `~` is expanded. For `comfyui` its Python.",
+    )
+    attach_to: Text | None = Field(
+        default=None, description="URL of a server that already runs: `http://localhost:7860`. It wins over `binary`."
+    )
+    default_parameters: list[Text] = Field(
+        default=[], description="Command-line arguments for every endpoint, before the endpoint's own."
+    )
+    host: Host | None = Field(
+        default=None, description="Address a started backend listens on; only `localhost` takes effect."
+    )
+    model_unloading: bool = Field(
+        default=True, description="Free the model and keep the process, where the program can, rather than stop it."
+    )
+    env: dict[EnvName, Text] = Field(default={}, description="Environment variables added to the juggler's own.")
+    cwd: PathText | None = Field(default=None, description="Working directory of the program. `~` is expanded.")
+    start_timeout: PositiveDuration = Field(
+        default=10 * MINUTES,
+        description="Seconds until a started program must be ready.",
+        json_schema_extra=_shown("10m"),
+    )
+    stop_timeout: Duration = Field(
+        default=10 * SECONDS,
+        description="Seconds a program has to end by itself before it is killed.",
+        json_schema_extra=_shown("10s"),
+    )
+    stop_signal: Literal["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGKILL"] | None = Field(
+        default=None, description="Signal that asks the program to end; without it what suits the type."
+    )
+    ready_path: RequestTarget | None = Field(
+        default=None, description="For `command`: path that answers 2xx once the program is ready."
+    )
+    unload: HttpCallValue | None = Field(default=None, description="For `command`: call that frees the model's memory.")
+    wake: HttpCallValue | None = Field(default=None, description="For `command`: call that loads the model again.")
+    busy: BusyCallValue | None = Field(default=None, description="For `command`: call that tells whether work is left.")
+
+
+class TrafficModel(Model):
+    """How requests of one form are treated."""
+
+    match: TrafficMatch = Field(
+        description="`METHOD PATH`; methods are joined by `|`; `*` is any method, or any characters in a path."
+    )
+    traffic_class: Literal["work", "light", "held-open", "blocked"] = Field(
+        alias="class",
+        description="`work` loads the model and keeps it; `light` is forwarded only while it is loaded; `held-open` is "
+        "light and never counts as use; `blocked` is refused with 403.",
+    )
+
+
+class EndpointModel(Model):
+    """A route of a server to one backend with one set of parameters."""
+
+    name: Name = Field(description="Name in logs, status and `warmup`; unique within its server.")
+    path_prefix: Text = Field(
+        default="",
+        description="Requests whose path is this or lies below it come here; empty: all. The first endpoint that "
+        "matches wins.",
+    )
+    strip_prefix: bool = Field(default=False, description="Take the prefix off before the backend sees the path.")
+    backend: Name = Field(description="Name of an entry in `backends`.")
+    parameters: list[Text] = Field(default=[], description="Command-line arguments, after the backend's.")
+    kv_cache_saving: bool = Field(
+        default=True, description="Save conversation state before a stop and restore it after, where the program can."
+    )
+    memory: Footprint | None = Field(
+        default=None,
+        description="Bytes needed while loaded: on the first GPU pool, or per pool. Learned when absent.",
+    )
+    memory_unloaded: Footprint | None = Field(
+        default=None, description="Bytes still held after the model was unloaded and the process kept; same form."
+    )
+    priority: Priority = Field(
+        default="interactive",
+        description="`interactive` (0), `batch` (-10) or a number from -100 to 100; larger goes first.",
+    )
+    max_wait: PositiveDuration | None = Field(
+        default=None, description="Seconds after which a waiting request is due; without it the scheduler's."
+    )
+    concurrency: Annotated[int, Field(ge=1, le=100_000)] | None = Field(
+        default=None, description="Requests the backend gets at once; without it no bound."
+    )
+    queue_limit: Annotated[int, Field(ge=1, le=100_000)] | None = Field(
+        default=None, description="Requests that may wait; without it the scheduler's."
+    )
+    idle_unload: PositiveDuration | None = Field(
+        default=None, description="Seconds without a request after which the model is unloaded; without it never."
+    )
+    pinned: bool = Field(default=False, description="Never unload this one to make room for another.")
+    traffic: list[TrafficModel] = Field(
+        default=[], description="Rules that come before the backend type's own, first match wins."
+    )
+    env: dict[EnvName, Text] = Field(default={}, description="Environment variables; they override the backend's.")
+    share: bool = Field(
+        default=False, description="Share one process with endpoints of the same backend, parameters and `env`."
+    )
+
+
+class ServerModel(Model):
+    """An address that clients use."""
+
+    name: Name = Field(description="Name in logs, status and `warmup`; unique.")
+    host: Host = Field(default="127.0.0.1", description="Address to listen on; `localhost` is 127.0.0.1 and ::1.")
+    port: Port = Field(description="TCP port to listen on.")
+    endpoints: list[EndpointModel] = Field(description="Where requests go, tried from top to bottom.")
+
+
+class WarmupModel(Model):
+    """An endpoint to load before anyone asks."""
+
+    server: Name = Field(description="Name of the server.")
+    endpoint: Name = Field(description="Name of the endpoint on that server.")
+
+
+_control_form = Discriminator(lambda value: "<switch>" if isinstance(value, bool) else "<object>")
+
+
+class Config(Model):
+    """The configuration of Model Juggler."""
+
+    temp_dir: PathText | None = Field(
+        default=None,
+        description="Directory for private files of a run, made when missing; without it `juggler-<user>` in the "
+        "system's directory for temporary files. `~` is expanded.",
+    )
+    state_dir: PathText | None = Field(
+        default=None,
+        description="Directory for what outlives a run, made when missing; without it the platform's state directory. "
+        "`~` is expanded.",
+    )
+    memory: MemoryModel = Field(default_factory=MemoryModel, description="What the machine has.")
+    scheduler: SchedulerModel = Field(
+        default_factory=SchedulerModel, description="Who is served when, once models compete for memory."
+    )
+    control: Annotated[
+        Annotated[Literal[False], Tag("<switch>")] | Annotated[ControlModel, Tag("<object>")], _control_form
+    ] = Field(default_factory=ControlModel, description="Where the juggler itself answers; `false` switches it off.")
+    kv_cache: KvCacheModel = Field(default_factory=KvCacheModel, description="Saved conversation state.")
+    backends: dict[Name, BackendModel] = Field(description="The programs, by name; the name is the type if it is one.")
+    servers: Annotated[list[ServerModel], Field(min_length=1)] = Field(description="The addresses that clients use.")
+    warmup: list[WarmupModel] = Field(default=[], description="Endpoints to load at the start, in this order.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _prepare(cls, data: object) -> object:
+        """Drop remarks among the backends; a backend without settings (``demo:`` in YAML) is an empty object."""
+        if not isinstance(data, dict) or not isinstance(data.get("backends"), dict):
+            return data
+        backends = {k: {} if v is None else v for k, v in data["backends"].items() if not is_ignored_key(k)}
+        return {**data, "backends": backends}
+
+
+def backend_type(name: str, backend: BackendModel) -> str:
+    """The type of a backend: what it says, else its name."""
+    return backend.type or name
+
+
+MODELS: dict[tuple[str, ...], type[Model]] = {
+    (): Config,
+    ("memory",): MemoryModel,
+    ("scheduler",): SchedulerModel,
+    ("control",): ControlModel,
+    ("kv_cache",): KvCacheModel,
+    ("backends", "*"): BackendModel,
+    ("backends", "*", "unload"): HttpCallModel,
+    ("backends", "*", "wake"): HttpCallModel,
+    ("backends", "*", "busy"): BusyCallModel,
+    ("servers", "*"): ServerModel,
+    ("servers", "*", "endpoints", "*"): EndpointModel,
+    ("servers", "*", "endpoints", "*", "traffic", "*"): TrafficModel,
+    ("warmup", "*"): WarmupModel,
+}
+"""Which object stands where; ``*`` is any name or index."""
+
+
+def keys_of(model: type[Model]) -> list[str]:
+    """The keys of an object as the operator writes them, in the order of the documentation."""
+    return [field.alias or name for name, field in model.model_fields.items()]

@@ -1,0 +1,73 @@
+"""What an owner tells: reports to the engine, and lines to the log."""
+
+import logging
+import re
+import shlex
+from collections.abc import Sequence
+from typing import Protocol
+
+from juggler.backends.base import Address
+from juggler.errors import BackendError
+from juggler.ids import InstanceId
+
+_log = logging.getLogger("juggler.lifecycle")
+
+_SECRET_FLAG = re.compile(
+    r"(^|[-_])(key|apikey|token|hft|secret|password|passwd|pass|auth|credentials?)([-_]|$)", re.IGNORECASE
+)
+
+
+class Reports(Protocol):
+    """What the owner tells. Always called from the loop, synchronously; must neither block nor raise."""
+
+    def instance_ready(self, instance: InstanceId, generation: int, upstream_address: Address) -> None:
+        """A start or a wake is done: the instance may get traffic at this address."""
+        ...
+
+    def start_failed(self, instance: InstanceId, generation: int, error: BackendError) -> None:
+        """A start or a wake has failed. Its process may still hold memory; ``stopped`` follows when it is gone."""
+        ...
+
+    def unloaded(self, instance: InstanceId, generation: int) -> None:
+        """The weights are freed, the process stays."""
+        ...
+
+    def unload_failed(self, instance: InstanceId, generation: int, detail: str) -> None:
+        """The process stays, its weights probably too; ``detail`` is half a sentence for the log."""
+        ...
+
+    def stopped(self, instance: InstanceId, generation: int) -> None:
+        """Nothing of this generation is left. The last report of each generation."""
+        ...
+
+    def exited(self, instance: InstanceId, generation: int, error: BackendError) -> None:
+        """The main process ended by itself, other than during a start or wake; ``stopped`` follows."""
+        ...
+
+    def busy_probed(self, instance: InstanceId, generation: int, busy: bool) -> None:
+        """The backend's own word on whether it works; False if it could not be asked."""
+        ...
+
+
+def masked_command(argv: Sequence[str]) -> str:
+    """The command as a shell would take it, with the values of flags such as ``--api-key`` replaced by ``***``."""
+    masked: list[str] = []
+    hide_next = False
+    for argument in argv:
+        name, equals, _ = argument.partition("=")
+        secret = _SECRET_FLAG.search(name) is not None and (argument.startswith("-") or bool(equals))
+        if hide_next:
+            masked.append("***")
+            hide_next = False
+        elif secret and equals:
+            masked.append(f"{shlex.quote(name)}=***")
+        else:
+            masked.append(shlex.quote(argument))
+            hide_next = secret
+    return " ".join(masked)
+
+
+def log_failure(instance: InstanceId, error: BackendError) -> None:
+    """One record: the message, the hint, and the process's last lines below."""
+    lines = [error.message, *([f"hint: {error.hint}"] if error.hint else []), *error.log_tail]
+    _log.error("%s: %s", instance, "\n    ".join(lines))

@@ -1,0 +1,48 @@
+"""The data plane's bounds, in one place, each with its reason."""
+
+from dataclasses import dataclass
+
+from juggler.units import KIB, MIB, MINUTES, SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Per listener. Sizes in bytes, times in seconds; there is no limit on how long an exchange may take.
+
+    Image and long text generations stay silent for minutes (backends.md section 1.3), so only what a person
+    never waits for has a deadline: slow heads, idle connections, clean-up.
+    """
+
+    request_line_bytes: int = 16 * KIB
+    """Longer: 414. nginx takes 8 KiB, browsers send up to 2 MiB; web UIs put a few KiB of state in a query."""
+    head_bytes: int = 64 * KIB
+    """Request line and fields; longer: 431."""
+    response_head_bytes: int = 256 * KIB
+    """From a backend; longer: 502. Generous: the backend is trusted more than the client."""
+    connections: int = 4096
+    """Open at once per listener; one more is told 503 and closed. Each needs 5 to 10 KiB here and a descriptor."""
+    held_body_bytes: int = 1 * MIB
+    """Body read while the request is held; then reading pauses. One read (256 KiB) may go over it."""
+    retry_body_bytes: int = 1 * MIB
+    """Body kept for a retry on a fresh connection; a longer one is not retried."""
+    discard_body_bytes: int = 1 * MIB
+    """Body of a request that was answered without it; longer: the connection is closed."""
+    pipelined_bytes: int = 64 * KIB
+    """Read ahead of the request being answered; then reading pauses."""
+    write_buffer_bytes: int = 256 * KIB
+    """High-water mark towards either side: the other side's reading pauses above it."""
+
+    head_timeout_s: float = 30 * SECONDS
+    """From the first byte of a head to its end; then 408."""
+    idle_timeout_s: float = 2 * MINUTES
+    """Without any byte between requests, and for a new connection."""
+    discard_timeout_s: float = 5 * SECONDS
+    """For the rest of a body nobody wants, before the connection is closed."""
+    flush_timeout_s: float = 30 * SECONDS
+    """For the client to take the last bytes of an answer after which we close."""
+    half_close_timeout_s: float = 10 * SECONDS
+    """What a half-closed exchange may still take; for a half-closed tunnel, between two bytes."""
+    expect_timeout_s: float = 1 * SECONDS
+    """Silence of the backend after which we answer ``Expect: 100-continue`` ourselves; curl waits as long."""
+    sweep_interval_s: float = 1 * SECONDS
+    """How often deadlines are looked at; all times above are met this much late at most."""
