@@ -1,1 +1,1 @@
-
+"""What each server program needs said differently: one module per type, see ``base.Backend``."""

@@ -180,6 +180,11 @@ class Backend(abc.ABC):
         self.settings = settings
 
     @property
+    def default_concurrency(self) -> int:
+        """Work requests handed over at a time where the endpoint sets no ``concurrency``; the rest waits here."""
+        return 64
+
+    @property
     @abc.abstractmethod
     def capabilities(self) -> Capabilities:
         """What this instance can do, given its settings."""

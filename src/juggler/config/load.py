@@ -5,6 +5,7 @@ problems are collected and told at once.
 """
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 
 from juggler.config.explain import explain
 from juggler.config.problems import ConfigFileError as ConfigFileError
-from juggler.config.problems import PathParts, Position, Severity, Source, config_error, in_file_order
+from juggler.config.problems import PathParts, Position, Severity, Source, config_error, in_file_order, path_text
 from juggler.config.problems import Problem as Problem
 from juggler.config.reader import read_json
 from juggler.config.schema import Config
@@ -21,6 +22,7 @@ from juggler.config.tree import FILE_BYTES_MAX, Node, Read, follow, key_position
 Format = Literal["json", "yaml"]
 
 _YAML_SUFFIXES = frozenset({".yaml", ".yml"})
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _BOM = "\N{ZERO WIDTH NO-BREAK SPACE}"
 
 
@@ -95,7 +97,7 @@ def load_config(path: str | Path) -> LoadedConfig:
     return load_text(_decode(name, data), name, "yaml" if Path(name).suffix.lower() in _YAML_SUFFIXES else "json")
 
 
-def load_text(text: str, path: str = "config.json", format: Format = "json") -> LoadedConfig:
+def load_text(text: str, path: str | Path = "config.json", format: Format = "json") -> LoadedConfig:
     """As ``load_config``, for a text that is already here; ``path`` only appears in messages.
 
     Raises:
@@ -103,28 +105,61 @@ def load_text(text: str, path: str = "config.json", format: Format = "json") -> 
     """
     from juggler.config.validate import validate
 
-    source = Source(path, text.removeprefix(_BOM))
+    source = Source(str(path), text.removeprefix(_BOM))
     read = _read(source, format)
     if read.root is None:
         raise config_error(read.problems)
     problems = list(read.problems)
+    data = plain(read.root)
     try:
-        config = Config.model_validate(plain(read.root))
+        loaded = LoadedConfig(Config.model_validate(data), source, read.root)
     except ValidationError as error:
         problems += explain(source, read.root, error.errors(include_url=False, include_input=False))
+        problems += _problems_beside(error, data, source, read.root)
         raise config_error(problems) from None
-    loaded = LoadedConfig(config, source, read.root)
     problems += validate(loaded)
     if any(problem.severity == "error" for problem in problems):
         raise config_error(problems)
     return dataclasses.replace(loaded, warnings=tuple(in_file_order(problems)))
 
 
+def _problems_beside(error: ValidationError, data: object, source: Source, root: Node) -> list[Problem]:
+    """How the remaining values fit together once those that pydantic refused are left out.
+
+    Without this, an unknown key would hide an unknown backend until the next run. What concerns an object that
+    lost a value is not told: it may be wrong only because of the loss.
+    """
+    from juggler.config.validate import validate
+
+    incomplete: list[str] = []
+    for detail in error.errors(include_url=False, include_input=False):
+        found = follow(root, detail["loc"])[1]
+        if detail["type"] == "extra_forbidden" or detail["loc"][-1:] == ("[key]",):
+            found = (*found[: len(follow(root, detail["loc"][:-1])[1])], detail["loc"][-1])
+        keys = [index for index, part in enumerate(found) if isinstance(part, str)]
+        if detail["type"] == "missing" or not keys:
+            return []
+        parent = found[: keys[-1]]
+        owner = data
+        for part in parent:
+            owner = owner[part] if isinstance(owner, (dict, list)) else None  # type: ignore[index]
+        if not isinstance(owner, dict) or (not parent and found[0] in Config.model_fields):
+            return []
+        owner.pop(found[keys[-1]], None)
+        if parent:
+            incomplete.append(path_text(parent))
+    try:
+        loaded = LoadedConfig(Config.model_validate(data), source, root)
+    except ValidationError:
+        return []
+    return [problem for problem in validate(loaded) if not problem.key.startswith(tuple(incomplete))]
+
+
 def _read(source: Source, format: Format) -> Read:
-    surrogate = next((i for i, c in enumerate(source.text) if "\ud800" <= c <= "\udfff"), None)
+    surrogate = _SURROGATE.search(source.text)
     if surrogate is not None:
         message = "half of a surrogate pair: this is not text"
-        return Read(None, [source.problem("error", source.position(surrogate), message, code="encoding")])
+        return Read(None, [source.problem("error", source.position(surrogate.start()), message, code="encoding")])
     if format == "json":
         return read_json(source)
     from juggler.config.yaml_reader import read_yaml

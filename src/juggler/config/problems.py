@@ -57,6 +57,10 @@ class Problem:
     excerpt: str = ""
     """The line with a caret below it, two lines without a final line end; empty where there is no text."""
 
+    def as_dict(self) -> dict[str, str | int | None]:
+        """Plain JSON data."""
+        return dataclasses.asdict(self)
+
     def __str__(self) -> str:
         word = "" if self.severity == "error" else f"{self.severity}: "
         lines = [f"{self.path}:{self.line}:{self.column}: {word}{self.message}"]
@@ -153,5 +157,5 @@ def config_error(problems: Sequence[Problem]) -> ConfigError:
     ordered = in_file_order(problems)
     return ConfigError(
         "\n".join(str(problem) for problem in ordered),
-        details={"problems": [dataclasses.asdict(problem) for problem in ordered]},
+        details={"problems": [problem.as_dict() for problem in ordered]},
     )

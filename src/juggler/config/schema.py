@@ -14,6 +14,8 @@ from juggler.config.tree import is_ignored_key
 from juggler.config.types import (
     BackendType,
     Body,
+    BusyCondition,
+    CallForms,
     Duration,
     EnvName,
     Footprint,
@@ -154,13 +156,15 @@ class BusyCallModel(HttpCallModel):
     """As above, and how its answer is read."""
 
     method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"] = Field(default="GET", description="HTTP method.")
-    busy_when: Annotated[Text, Field(min_length=1, max_length=500)] | None = Field(
-        default=None, description="Condition on the JSON answer that means the backend still works."
+    busy_when: BusyCondition | None = Field(
+        default=None,
+        description="Condition on the JSON answer that means the backend still works: `queue.running > 0`, "
+        '`state.job != ""` or `busy`; without it a successful answer does.',
     )
 
 
-HttpCallValue = Annotated[HttpCallModel, SplitCall]
-BusyCallValue = Annotated[BusyCallModel, SplitCall]
+HttpCallValue = Annotated[HttpCallModel, SplitCall, CallForms()]
+BusyCallValue = Annotated[BusyCallModel, SplitCall, CallForms()]
 
 
 class BackendModel(Model):

@@ -8,8 +8,10 @@ import math
 import re
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, GetJsonSchemaHandler, Tag, WithJsonSchema
+from pydantic_core import core_schema
 
+from juggler.backends.json_condition import parse_condition
 from juggler.config.tree import is_ignored_key
 from juggler.routing.traffic import parse_match
 from juggler.units import DAYS, GIB, parse_duration, parse_size
@@ -107,6 +109,11 @@ def _match(text: str) -> str:
     return text
 
 
+def _condition(text: str) -> str:
+    parse_condition(text)
+    return text
+
+
 def _target(text: str) -> str:
     if not _TARGET.match(text):
         raise ValueError('expected a path that begins with "/", without spaces: "/health"')
@@ -163,9 +170,21 @@ Host = Annotated[str, AfterValidator(_host), Field(max_length=253)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 EnvName = Annotated[str, AfterValidator(_env_name)]
 TrafficMatch = Annotated[str, AfterValidator(_match)]
+BusyCondition = Annotated[str, AfterValidator(_condition), Field(max_length=500)]
 RequestTarget = Annotated[str, AfterValidator(_target)]
 Body = Annotated[Any, AfterValidator(_body), WithJsonSchema({"type": ["string", "object", "array"]})]
 SplitCall = BeforeValidator(_split_call)
+
+
+class CallForms:
+    """Tells editors about the short form of an HTTP call."""
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        short = {"type": "string", "pattern": r"^\s*(GET|HEAD|POST|PUT|PATCH|DELETE) +/\S*\s*$"}
+        return {"oneOf": [handler.resolve_ref_schema(handler(schema)), short]}
+
 
 # The tags are spelt so that no key of a configuration can be mistaken for one when a path is looked up.
 _per_pool = Discriminator(lambda value: "<per pool>" if isinstance(value, dict) else "<size>")

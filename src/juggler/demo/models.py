@@ -166,8 +166,8 @@ class _Tensor:
 class _Weights:
     """Random halves between 0.008 and 0.06 in size, drawn once and then cut from a pool at random places.
 
-    Drawing each weight of a 100 MB file would take seconds in pure Python. The pool's length is prime to nothing in
-    particular; what matters is that two tensors, and two seeds, do not get the same numbers.
+    Drawing each weight of a 100 MB file would take seconds in pure Python. Cutting from a pool repeats numbers within a
+    file; nobody looks, and two tensors or two seeds still differ.
     """
 
     def __init__(self, seed: int) -> None:

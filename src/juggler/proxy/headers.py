@@ -12,7 +12,15 @@ _HOP_BY_HOP_REQUEST = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"proxy-authorization", b"upgrade", b"te")
 )
 _REQUEST_REWRITTEN = frozenset(
-    (b"host", b"origin", b"expect", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-forwarded-prefix")
+    (
+        b"host",
+        b"origin",
+        b"expect",
+        b"x-forwarded-for",
+        b"x-forwarded-host",
+        b"x-forwarded-proto",
+        b"x-forwarded-prefix",
+    )
 )
 _REQUEST_HANDLED = _HOP_BY_HOP_REQUEST | _REQUEST_REWRITTEN
 _RESPONSE_HOP_BY_HOP = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"upgrade"))

@@ -25,8 +25,6 @@ class Limits:
     """Body read while the request is held; then reading pauses. One read (256 KiB) may go over it."""
     retry_body_bytes: int = 1 * MIB
     """Body kept for a retry on a fresh connection; a longer one is not retried."""
-    discard_body_bytes: int = 1 * MIB
-    """Body of a request that was answered without it; longer: the connection is closed."""
     pipelined_bytes: int = 64 * KIB
     """Read ahead of the request being answered; then reading pauses."""
     write_buffer_bytes: int = 256 * KIB
@@ -37,11 +35,11 @@ class Limits:
     idle_timeout_s: float = 2 * MINUTES
     """Without any byte between requests, and for a new connection."""
     discard_timeout_s: float = 5 * SECONDS
-    """For the rest of a body nobody wants, before the connection is closed."""
+    """For the rest of a body nobody wants, before the connection is closed; it costs no memory, so only time counts."""
     flush_timeout_s: float = 30 * SECONDS
     """For the client to take the last bytes of an answer after which we close."""
     half_close_timeout_s: float = 10 * SECONDS
-    """What a half-closed exchange may still take; for a half-closed tunnel, between two bytes."""
+    """Between two bytes of a tunnel one side of which has ended. A half-closed request counts as given up."""
     expect_timeout_s: float = 1 * SECONDS
     """Silence of the backend after which we answer ``Expect: 100-continue`` ourselves; curl waits as long."""
     sweep_interval_s: float = 1 * SECONDS

@@ -37,9 +37,7 @@ def error_response(error: JugglerError, *, path: bytes = b"/", head_only: bool =
 
 def local_response(response: LocalResponse, *, head_only: bool = False, close: bool = False) -> bytes:
     """A whole HTTP answer for something answered here."""
-    return _response(
-        response.status, response.content_type, list(response.headers), response.body, head_only, close
-    )
+    return _response(response.status, response.content_type, list(response.headers), response.body, head_only, close)
 
 
 def error_body(error: JugglerError, path: bytes) -> dict[str, object]:

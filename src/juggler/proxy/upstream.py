@@ -1,9 +1,9 @@
 """Connections to one backend instance, and the pool that keeps the idle ones."""
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from juggler.errors import ConnectFailed
+from juggler.errors import ConnectFailed, UpstreamClosed
 from juggler.units import KIB, SECONDS
 
 if TYPE_CHECKING:
@@ -17,6 +17,9 @@ IDLE_TIMEOUT_S = 4 * SECONDS
 
 MAX_IDLE = 256
 """Idle connections kept per instance; the rest are closed after use."""
+
+FLUSH_TIMEOUT_S = 10 * SECONDS
+"""For a backend to take the last bytes of a tunnel whose client has finished."""
 
 _WRITE_BUFFER_BYTES = 256 * KIB
 
@@ -36,9 +39,8 @@ class UpstreamConnection(asyncio.Protocol):
         self.expires_at = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES, low=_WRITE_BUFFER_BYTES // 4)
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
+        self.transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES, low=_WRITE_BUFFER_BYTES // 4)
 
     def data_received(self, data: bytes) -> None:
         if self.exchange is not None:
@@ -67,6 +69,16 @@ class UpstreamConnection(asyncio.Protocol):
         if self.transport is not None and not self.transport.is_closing():
             self.transport.write(data)
 
+    def write_eof(self) -> None:
+        """End our half, after what was written."""
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.write_eof()
+
+    @property
+    def unsent(self) -> int:
+        """Bytes written that the kernel has not taken yet."""
+        return self.transport.get_write_buffer_size() if self.transport is not None else 0
+
     def pause_reading(self) -> None:
         if not self.read_paused and self.transport is not None and not self.transport.is_closing():
             self.read_paused = True
@@ -84,6 +96,15 @@ class UpstreamConnection(asyncio.Protocol):
         self.pool.forget(self)
         if self.transport is not None:
             self.transport.abort()
+
+    def close(self) -> None:
+        """End the connection after what was written, within a bounded time; its exchange hears nothing more."""
+        self.exchange = None
+        if self.unsent and self.transport is not None and not self.transport.is_closing():
+            self.transport.close()
+            asyncio.get_running_loop().call_later(FLUSH_TIMEOUT_S, self.transport.abort)
+        else:
+            self.abort()
 
 
 class UpstreamPool:
@@ -107,20 +128,26 @@ class UpstreamPool:
         self._closed = False
         self._prune_timer: asyncio.TimerHandle | None = None
 
+    @property
+    def closed(self) -> bool:
+        """The instance is gone."""
+        return self._closed
+
     async def acquire(self, *, fresh: bool = False) -> UpstreamConnection:
         """A connection for one exchange: the idle one used last, else a new one.
 
         Does not suspend when an idle one is there. ``fresh`` takes no idle one.
 
         Raises:
-            ConnectFailed: Refused, unreachable, not accepted within 5 s, or the pool is closed.
+            ConnectFailed: Refused, unreachable, or not accepted within 5 s.
+            UpstreamClosed: The pool is closed: the instance went between the lease and now.
         """
         if self.idle and not fresh:
             connection = self._take_idle()
             if connection is not None:
                 return connection
         if self._closed:
-            raise self._connect_failed("the instance is gone")
+            raise self._instance_gone()
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
@@ -128,10 +155,12 @@ class UpstreamPool:
         except TimeoutError as error:
             raise self._connect_failed(f"no connection within {CONNECT_TIMEOUT_S:.0f} s") from error
         except OSError as error:
+            if self._closed:
+                raise self._instance_gone() from error
             raise self._connect_failed(error.strerror or str(error)) from error
         if self._closed:
             connection.abort()
-            raise self._connect_failed("the instance is gone")
+            raise self._instance_gone()
         self.active.add(connection)
         return connection
 
@@ -177,16 +206,16 @@ class UpstreamPool:
             exchange = connection.exchange
             connection.abort()
             if exchange is not None:
-                exchange.on_upstream_lost(None)
+                exchange.on_upstream_lost(ConnectionAbortedError())
 
     def _take_idle(self) -> UpstreamConnection | None:
         now = asyncio.get_running_loop().time()
         while self.idle:
             connection, _ = self.idle.popitem()
-            if connection.expires_at > now and connection.transport is not None:
-                if not connection.transport.is_closing():
-                    self.active.add(connection)
-                    return connection
+            transport = connection.transport
+            if connection.expires_at > now and transport is not None and not transport.is_closing():
+                self.active.add(connection)
+                return connection
             connection.abort()
         return None
 
@@ -200,6 +229,11 @@ class UpstreamPool:
         if self.idle:
             soonest = min(connection.expires_at for connection in self.idle)
             self._prune_timer = loop.call_later(max(0.1, soonest - now), self._prune)
+
+    def _instance_gone(self) -> UpstreamClosed:
+        return UpstreamClosed(
+            f"The backend at {self.authority.decode('latin-1')} was stopped before it could answer.", phase="forward"
+        )
 
     def _connect_failed(self, reason: str) -> ConnectFailed:
         return ConnectFailed(

@@ -1,0 +1,233 @@
+"""The composition root: a resolved configuration becomes objects, and they live in one TaskGroup."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from juggler.backends.base import Backend
+from juggler.backends.registry import create, traffic_for
+from juggler.clock import SystemClock
+from juggler.config.resolve import ResolvedConfig, ResolvedEndpoint
+from juggler.control.api import ControlGateway
+from juggler.engine import EndpointPolicy, Engine
+from juggler.errors import ConfigError
+from juggler.gateway import EndpointGateway
+from juggler.ids import InstanceId
+from juggler.lifecycle.launcher import Launcher
+from juggler.lifecycle.local import LocalLauncher
+from juggler.lifecycle.supervisor import Supervisor
+from juggler.proxy.listener import Listener, start_listener
+from juggler.routing.table import Entry, RoutingTable
+from juggler.routing.traffic import TrafficTable
+from juggler.scheduler.core import Scheduler
+from juggler.scheduler.ledger import EXCLUSIVE_POOL, Amounts
+from juggler.scheduler.policy import Policy
+from juggler.scheduler.state import InstanceSpec
+from juggler.warmup import Warmup
+
+_log = logging.getLogger("juggler.app")
+
+DRAIN_S = 30.0
+"""How long running requests may go on after the first SIGTERM or Ctrl-C; a second one ends them at once."""
+
+LAST_RESORT_S = 60.0
+"""After this, processes that have not ended are killed without another word."""
+
+SWITCH_INTERVAL_S = 0.0005
+"""For helper threads: with CPython's default of 5 ms a busy one delays every stream (dataplane.md section 3)."""
+
+
+@dataclass
+class App:
+    """One running juggler.
+
+    Args:
+        config: What to run.
+        drain_s: See ``DRAIN_S``.
+        launcher: Where processes run; the local machine if None.
+    """
+
+    config: ResolvedConfig
+    drain_s: float = DRAIN_S
+    launcher: Launcher | None = None
+    on_listening: Callable[["App"], None] | None = None
+    """Called once all listeners are open."""
+    engine: Engine = field(init=False)
+    warmup: Warmup = field(init=False)
+    listeners: dict[str, Listener] = field(init=False, default_factory=dict)
+    """By server name."""
+    control: Listener | None = field(init=False, default=None)
+    _stopping: asyncio.Event = field(init=False, default_factory=asyncio.Event)
+
+    async def run(self) -> None:
+        """Serve until ``stop`` is called; returns with every child gone.
+
+        Raises:
+            ConfigError: An address of a server cannot be listened on.
+        """
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        self._prepare_directories()
+        clock = SystemClock()
+        launcher = self.launcher if self.launcher is not None else LocalLauncher()
+        endpoints = [endpoint for server in self.config.servers for endpoint in server.endpoints]
+        backends = {_instance(one): create(one.settings) for one in endpoints if one.supported}
+        self.engine = _make_engine(self.config, endpoints, backends, clock)
+        self.warmup = Warmup(self.config.warmup)
+        for instance, backend in backends.items():
+            self.engine.supervisors[instance] = Supervisor(
+                instance, backend, launcher, self.engine, clock, dict(os.environ)
+            )
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                owners = [
+                    tasks.create_task(supervisor.run(), name=f"supervisor {instance}")
+                    for instance, supervisor in self.engine.supervisors.items()
+                ]
+                try:
+                    await self._serve(tasks)
+                finally:
+                    for owner in owners:
+                        owner.cancel()
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from group
+        finally:
+            for listener in self._all_listeners():
+                listener.abort()
+            await launcher.close()
+
+    async def _serve(self, tasks: asyncio.TaskGroup) -> None:
+        await self._listen()
+        warming = tasks.create_task(self.warmup.run(self.engine), name="warm-up")
+        if self.on_listening is not None:
+            self.on_listening(self)
+        await self._stopping.wait()
+        warming.cancel()
+        closing = [
+            tasks.create_task(listener.close(self.drain_s), name="close listener") for listener in self._all_listeners()
+        ]
+        try:
+            async with asyncio.timeout(self.drain_s + LAST_RESORT_S):
+                await self.engine.finished.wait()
+        except TimeoutError:
+            _log.error("some processes did not end in time; they are killed")
+        for task in closing:
+            task.cancel()
+
+    def stop(self) -> None:
+        """First call: drain. Second call: hurry."""
+        if not self._stopping.is_set():
+            _log.info("shutting down; running requests have %.0f s (again: at once)", self.drain_s)
+            self._stopping.set()
+            self.engine.shut_down(self.drain_s)
+        else:
+            _log.warning("shutting down at once")
+            for listener in self._all_listeners():
+                listener.abort()
+            self.engine.hurry()
+
+    def install_signal_handlers(self) -> None:
+        """SIGTERM and Ctrl-C stop the app, a second one hurries it."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with contextlib.suppress(NotImplementedError):  # Windows: Ctrl-C arrives as KeyboardInterrupt
+                loop.add_signal_handler(number, self.stop)
+
+    def _all_listeners(self) -> list[Listener]:
+        return [*self.listeners.values(), *([self.control] if self.control is not None else [])]
+
+    def _prepare_directories(self) -> None:
+        for directory in (self.config.temp_dir, self.config.state_dir):
+            try:
+                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                raise ConfigError(f"cannot create {directory}: {error.strerror}") from error
+
+    async def _listen(self) -> None:
+        for server in self.config.servers:
+            entries = [Entry(one.id, one.name, one.prefix, one.strip_prefix, _traffic(one)) for one in server.endpoints]
+            gateway = EndpointGateway(RoutingTable(server.name, entries), self.engine)
+            try:
+                listener = await start_listener(gateway, server.host, server.port)
+            except OSError as error:
+                raise ConfigError(
+                    f"server {server.name!r} cannot listen on {server.host}:{server.port}: {error.strerror or error}",
+                    hint="another program has the port, or the address is not one of this machine's",
+                ) from error
+            self.listeners[server.name] = listener
+            _log.info("%s listens on %s", server.name, ", ".join(f"{host}:{port}" for host, port in listener.addresses))
+        control = self.config.control
+        if control is None:
+            return
+        gateway_of_control = ControlGateway(self.engine, self.warmup, SystemClock(), control.host)
+        try:
+            self.control = await start_listener(gateway_of_control, control.host, control.port)
+        except OSError as error:
+            _log.warning(
+                "no status API: cannot listen on %s:%d (%s); set `control` in the configuration",
+                control.host,
+                control.port,
+                error.strerror or error,
+            )
+
+
+def _make_engine(
+    config: ResolvedConfig,
+    endpoints: list[ResolvedEndpoint],
+    backends: dict[InstanceId, Backend],
+    clock: SystemClock,
+) -> Engine:
+    policy = Policy(beta=config.beta, hard=config.hard)
+    capacity: Amounts = config.pools if config.pools is not None else {EXCLUSIVE_POOL: 1}
+    specs = [_spec(config, one, backends[_instance(one)]) for one in endpoints if one.supported]
+    return Engine(
+        Scheduler(specs, capacity, policy),
+        {
+            one.id: EndpointPolicy(one.name, _instance(one), one.priority, one.max_wait_s, config.queue_timeout_s)
+            for one in endpoints
+            if one.supported
+        },
+        {one.id: one.settings.type for one in endpoints if not one.supported},
+        clock,
+    )
+
+
+def _spec(config: ResolvedConfig, endpoint: ResolvedEndpoint, backend: Backend) -> InstanceSpec:
+    footprint, residue = _footprint(config, endpoint)
+    capabilities = backend.capabilities
+    return InstanceSpec(
+        id=_instance(endpoint),
+        name=endpoint.name,
+        footprint=footprint,
+        footprint_unloaded=residue,
+        slots=endpoint.concurrency or backend.default_concurrency,
+        queue_limit=endpoint.queue_limit,
+        soft_unload=capabilities.unload != "none",
+        pinned=endpoint.pinned,
+        probes_busy=capabilities.work_outlives_request,
+        answers_when_unloaded=capabilities.answers_when_unloaded,
+        idle_unload_s=endpoint.idle_unload_s,
+    )
+
+
+def _footprint(config: ResolvedConfig, endpoint: ResolvedEndpoint) -> tuple[Amounts, Amounts]:
+    """Loaded and unloaded. Nothing known of memory: the whole of the only pool; of this endpoint: the first pool."""
+    if config.pools is None:
+        return {EXCLUSIVE_POOL: 1}, {}
+    if endpoint.memory is not None:
+        return endpoint.memory, endpoint.memory_unloaded
+    pool = next((name for name in config.pools if name.startswith("gpu")), next(iter(config.pools)))
+    return {pool: config.pools[pool]}, endpoint.memory_unloaded
+
+
+def _instance(endpoint: ResolvedEndpoint) -> InstanceId:
+    """One instance per endpoint, as the seed has it; sharing comes with attached servers."""
+    return InstanceId(endpoint.id)
+
+
+def _traffic(endpoint: ResolvedEndpoint) -> TrafficTable:
+    return traffic_for(endpoint.settings.type).extended_by(endpoint.traffic_rules)

@@ -1,0 +1,117 @@
+"""Commands that talk to a running juggler through its status API."""
+
+import http.client
+import json
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import click
+
+from juggler.errors import JugglerError
+from juggler.units import format_duration, format_size
+
+STATUS_TIMEOUT_S = 5.0
+ORDER_TIMEOUT_S = 3600.0
+"""A load waits its turn behind other requests, however long those take; Ctrl-C ends only the waiting."""
+
+
+class NotReachable(JugglerError):
+    """No juggler answers at the address: none runs, or its `control` listens elsewhere."""
+
+
+def call(url: str, method: str, path: str, timeout_s: float) -> Any:
+    """One JSON call.
+
+    Raises:
+        NotReachable: Nobody answers there.
+        JugglerError: The answer is an error.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "http" or not parts.hostname:
+        raise click.UsageError(f"{url!r} is not an http:// address")
+    connection = http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=timeout_s)
+    try:
+        connection.request(method, path)
+        answer = connection.getresponse()
+        document = json.loads(answer.read())
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise NotReachable(
+            f"no juggler answers at {url} ({error})",
+            hint="start one with `juggler serve`, or name its address by --url",
+        ) from error
+    finally:
+        connection.close()
+    if answer.status >= 400:
+        detail = document.get("juggler") or {}
+        raise JugglerError(document["error"]["message"], hint=detail.get("hint"))
+    return document
+
+
+def give_order(url: str, name: str, endpoint: str) -> None:
+    """Load, unload or stop an endpoint, and wait until it is done."""
+    done = call(url, "POST", f"/api/{name}?endpoint={quote(endpoint, safe='')}", ORDER_TIMEOUT_S)
+    click.echo(f"{done['endpoint']}: {done['result']}")
+
+
+def print_status(url: str, *, as_json: bool) -> None:
+    """What ``juggler ps`` shows."""
+    status = call(url, "GET", "/api/status", STATUS_TIMEOUT_S)
+    if as_json:
+        click.echo(json.dumps(status, indent=2, ensure_ascii=False))
+        return
+    rows: list[tuple[str, ...]] = [("ENDPOINT", "STATE", "RUNNING", "WAITING", "MEMORY", "IDLE", "LOAD TIME")]
+    rows += [_row(one) for one in status["instances"]]
+    rows += [
+        (one["endpoint"], f"not supported yet ({one['type']})", "", "", "", "", "") for one in status["unsupported"]
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    click.echo("pools: " + ", ".join(_pool(one) for one in status["pools"]))
+    for one in status["instances"]:
+        if one["error"] is not None:
+            click.echo(f"{one['instance']}: {one['error']['message']}")
+            if one["error"]["hint"]:
+                click.echo(f"  hint: {one['error']['hint']}")
+    for entry in status["warmup"]:
+        if entry["state"] == "failed":
+            click.echo(f"warm-up of {entry['endpoint']} failed: {entry['error']}")
+
+
+def _row(one: dict[str, Any]) -> tuple[str, ...]:
+    held = ", ".join(_amount(pool, size) for pool, size in one["held_bytes"].items()) or "-"
+    return (
+        ", ".join(one["endpoints"]) or one["instance"],
+        one["state"],
+        str(one["running"]),
+        str(one["waiting"]),
+        held,
+        "-" if one["idle_s"] is None else format_duration(one["idle_s"]),
+        "-" if one["load_s"] is None else format_duration(one["load_s"]),
+    )
+
+
+def _amount(pool: str, size_bytes: int) -> str:
+    return pool if pool == "exclusive" else f"{pool} {format_size(size_bytes)}"
+
+
+def _pool(one: dict[str, Any]) -> str:
+    if one["pool"] == "exclusive":
+        return "exclusive (one loaded at a time: no memory.pools configured)"
+    return f"{one['pool']} {format_size(one['used_bytes'])} of {format_size(one['capacity_bytes'])} used"
+
+
+def print_overview(url: str, config: Path) -> None:
+    """Bare ``juggler``: status, else what to do next. Never an error."""
+    try:
+        print_status(url, as_json=False)
+    except NotReachable:
+        click.echo(f"No juggler runs at {url}.")
+        if config.exists():
+            click.echo(f"  juggler check {config}    look for mistakes in the configuration here")
+            click.echo("  juggler serve                serve it")
+        else:
+            click.echo("  juggler demo                 see it work, without any configuration")
+            click.echo("  juggler serve --config FILE  serve a configuration (docs/configuration.md explains the keys)")
+    click.echo("`juggler --help` lists all commands.")

@@ -1,0 +1,115 @@
+"""What a configuration may already say although this version does not act on it yet: one table.
+
+When a key or type comes into effect, its row goes.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from juggler.config.problems import PathParts, Problem
+from juggler.config.schema import backend_type
+from juggler.config.tree import Member, Node, is_ignored_key
+
+if TYPE_CHECKING:
+    from juggler.config.load import LoadedConfig
+
+SUPPORTED_TYPES = frozenset({"llamacpp", "command", "demo"})
+"""Backend types that this version runs; the others are read, checked and answered 501."""
+
+_LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class _Row(NamedTuple):
+    pattern: str
+    """Path of a written key; ``*`` is any name or index."""
+    message: str
+    """With ``{value}`` for what is written, ``{type}`` for the type of the backend."""
+    applies: "Callable[[LoadedConfig, PathParts], bool]"
+
+
+def _always(_loaded: "LoadedConfig", _path: PathParts) -> bool:
+    return True
+
+
+def _value(loaded: "LoadedConfig", path: PathParts) -> object:
+    node = loaded.root
+    for part in path:
+        if isinstance(node.value, dict):
+            node = node.value[str(part)].node
+        elif isinstance(node.value, list) and isinstance(part, int):
+            node = node.value[part]
+    return node.value
+
+
+def _type(loaded: "LoadedConfig", path: PathParts) -> str:
+    name = str(path[1]) if len(path) > 1 else ""
+    backend = loaded.config.backends.get(name)
+    return backend_type(name, backend) if backend else name
+
+
+def _unsupported(loaded: "LoadedConfig", path: PathParts) -> bool:
+    return _type(loaded, path) not in SUPPORTED_TYPES
+
+
+def _supported(loaded: "LoadedConfig", path: PathParts) -> bool:
+    return not _unsupported(loaded, path)
+
+
+def _cannot_unload(loaded: "LoadedConfig", path: PathParts) -> bool:
+    return _supported(loaded, path) and _type(loaded, path) not in ("command", "demo")
+
+
+def _is_true(loaded: "LoadedConfig", path: PathParts) -> bool:
+    return _value(loaded, path) is True
+
+
+def _is_auto(loaded: "LoadedConfig", path: PathParts) -> bool:
+    return _value(loaded, path) == "auto"
+
+
+def _elsewhere(loaded: "LoadedConfig", path: PathParts) -> bool:
+    return str(_value(loaded, path)).lower() not in _LOOPBACK_HOSTS
+
+
+_TABLE = (
+    _Row("memory.pools", '"auto" is not in effect yet: one exclusive pool is used', _is_auto),
+    _Row("scheduler.dial", '"dial" is not in effect yet', _always),
+    _Row("scheduler.kappa", '"kappa" is not in effect yet', _always),
+    _Row("scheduler.kappa_class", '"kappa_class" is not in effect yet', _always),
+    _Row("backends.*", "backends of type {type} cannot be run yet: their endpoints answer 501", _unsupported),
+    _Row("backends.*.attach_to", '"attach_to" is not in effect yet: the program is started', _supported),
+    _Row("backends.*.host", '"host" {value} is not in effect yet: backends listen on 127.0.0.1', _elsewhere),
+    _Row("backends.*.model_unloading", '"model_unloading" has no effect yet for type {type}', _cannot_unload),
+    _Row("servers.*.endpoints.*.share", '"share" is not in effect yet: the endpoint has its own process', _is_true),
+)
+
+
+def not_in_effect(loaded: "LoadedConfig") -> list[Problem]:
+    """A note for everything written that this version does not act on, in the order of the file."""
+    notes = []
+    for path in _written_paths(loaded.root):
+        for row in _TABLE:
+            if not _matches(row.pattern, path) or not loaded.is_written(*path) or not row.applies(loaded, path):
+                continue
+            message = row.message.replace("{type}", _type(loaded, path)).replace("{value}", str(_value(loaded, path)))
+            notes.append(loaded.problem("note", path, message, code="not-in-effect", at_key=True))
+    return notes
+
+
+def _matches(pattern: str, path: PathParts) -> bool:
+    parts = pattern.split(".")
+    return len(parts) == len(path) and all(part in ("*", own) for part, own in zip(parts, path, strict=True))
+
+
+def _written_paths(node: Node, path: PathParts = ()) -> Iterator[PathParts]:
+    """Every path of the file down to the depth of the table's patterns; remarks are passed over."""
+    children: list[tuple[str | int, Node]] = []
+    if isinstance(node.value, dict):
+        members: list[tuple[str, Member]] = list(node.value.items())
+        children = [(key, member.node) for key, member in members if not is_ignored_key(key)]
+    elif isinstance(node.value, list):
+        children = list(enumerate(node.value))
+    for part, child in children:
+        yield (*path, part)
+        if len(path) < 5:
+            yield from _written_paths(child, (*path, part))

@@ -1,0 +1,255 @@
+"""From what the operator wrote to what the program runs: defaults applied, references followed, plain frozen data."""
+
+import getpass
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import platformdirs
+
+from juggler.backends.base import BackendSettings, HttpCall
+from juggler.config.effect import SUPPORTED_TYPES
+from juggler.config.load import LoadedConfig
+from juggler.config.schema import (
+    BackendModel,
+    BusyCallModel,
+    Config,
+    ControlModel,
+    EndpointModel,
+    HttpCallModel,
+    ServerModel,
+    backend_type,
+)
+from juggler.config.validate import first_gpu_pool, normal_prefix
+from juggler.ids import EndpointId, InstanceId, PoolId
+from juggler.routing.traffic import TrafficClass, TrafficRule
+
+PRIORITIES = {"interactive": 0, "batch": -10}
+"""What the words stand for; larger is more urgent."""
+
+
+@dataclass(frozen=True, slots=True)
+class ControlAddress:
+    """Where the juggler itself answers."""
+
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedEndpoint:
+    """One route, with everything that running it needs."""
+
+    id: EndpointId
+    name: str
+    server_name: str
+    prefix: str
+    """Begins with a slash and does not end with one; empty: every path."""
+    strip_prefix: bool
+    settings: BackendSettings
+    supported: bool
+    """Whether this version can run the backend's type."""
+    memory: Mapping[PoolId, int] | None
+    """Bytes per pool while loaded; None: not declared, or no pools are."""
+    memory_unloaded: Mapping[PoolId, int]
+    priority: int
+    """0 for interactive, -10 for batch; larger is more urgent."""
+    max_wait_s: float
+    """Seconds after which a waiting request is due."""
+    concurrency: int | None
+    """Work requests at a time; None: what the backend type takes."""
+    queue_limit: int
+    idle_unload_s: float | None
+    """None: never."""
+    pinned: bool
+    traffic_rules: tuple[TrafficRule, ...] = ()
+    """The operator's, before the type's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedServer:
+    """One address that clients use."""
+
+    name: str
+    host: str
+    port: int
+    endpoints: tuple[ResolvedEndpoint, ...]
+    """In the order in which they are tried."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedConfig:
+    """The whole configuration."""
+
+    temp_dir: Path
+    """Absolute; need not exist yet."""
+    state_dir: Path
+    """Absolute; need not exist yet."""
+    pools: Mapping[PoolId, int] | None
+    """Bytes per pool, in the operator's order; None: one exclusive pool."""
+    queue_limit: int
+    max_wait_s: float
+    batch_deadline_s: float
+    queue_timeout_s: float
+    beta: float
+    hard: float
+    control: ControlAddress | None
+    """None: switched off."""
+    servers: tuple[ResolvedServer, ...]
+    warmup: tuple[EndpointId, ...] = field(default=())
+
+
+def resolve(loaded: LoadedConfig) -> ResolvedConfig:
+    """The configuration as the program uses it. Pure apart from reading the user's name and home; never fails."""
+    config = loaded.config
+    temp_dir = expand(config.temp_dir) if config.temp_dir is not None else default_temp_dir()
+    state_dir = expand(config.state_dir) if config.state_dir is not None else default_state_dir()
+    written = config.memory.pools
+    pools = {PoolId(name): size for name, size in written.items()} if isinstance(written, dict) else None
+    scheduler = config.scheduler
+    control = config.control
+    return ResolvedConfig(
+        temp_dir=temp_dir,
+        state_dir=state_dir,
+        pools=pools,
+        queue_limit=scheduler.queue_limit,
+        max_wait_s=scheduler.max_wait,
+        batch_deadline_s=scheduler.deadline_batch,
+        queue_timeout_s=scheduler.queue_timeout,
+        beta=scheduler.beta,
+        hard=scheduler.hard,
+        control=ControlAddress(control.host, control.port) if isinstance(control, ControlModel) else None,
+        servers=tuple(
+            ResolvedServer(
+                server.name,
+                server.host,
+                server.port,
+                tuple(_endpoint(config, server, endpoint, temp_dir, state_dir, pools) for endpoint in server.endpoints),
+            )
+            for server in config.servers
+        ),
+        # Naming one endpoint twice is a warning, and loads it once.
+        warmup=tuple(dict.fromkeys(endpoint_id(entry.server, entry.endpoint) for entry in config.warmup)),
+    )
+
+
+def endpoint_id(server: str, endpoint: str) -> EndpointId:
+    """The id of an endpoint."""
+    return EndpointId(f"{server}/{endpoint}")
+
+
+def default_temp_dir() -> Path:
+    """A directory of this user's in the system's directory for temporary files."""
+    user = str(os.getuid()) if hasattr(os, "getuid") else getpass.getuser()
+    return Path(tempfile.gettempdir()) / f"juggler-{user}"
+
+
+def default_state_dir() -> Path:
+    """The platform's place for state: ``~/.local/state/juggler`` on Linux."""
+    return platformdirs.user_state_path("juggler")
+
+
+def expand(path: str) -> Path:
+    """``~`` replaced and made absolute, from the juggler's working directory as in the seed."""
+    try:
+        expanded = Path(path).expanduser()
+    except RuntimeError:  # no such user, or no home: the path is then taken as written
+        expanded = Path(path)
+    return Path(os.path.abspath(expanded))  # noqa: PTH100  # Path.absolute() keeps "..", resolve() follows links
+
+
+def _program(binary: str | None) -> str | None:
+    """A path made absolute; a bare name stays one, to be found in ``PATH``.
+
+    It must be absolute because the program starts in its own working directory, not in ours.
+    """
+    if binary is None or (Path(binary).name == binary and not binary.startswith("~")):
+        return binary
+    return str(expand(binary))
+
+
+def _endpoint(
+    config: Config,
+    server: ServerModel,
+    endpoint: EndpointModel,
+    temp_dir: Path,
+    state_dir: Path,
+    pools: Mapping[PoolId, int] | None,
+) -> ResolvedEndpoint:
+    backend = config.backends[endpoint.backend]
+    scheduler = config.scheduler
+    own_id = endpoint_id(server.name, endpoint.name)
+    kind = backend_type(endpoint.backend, backend)
+    word = endpoint.priority
+    priority = PRIORITIES[word] if isinstance(word, str) else word
+    max_wait_s = endpoint.max_wait
+    if max_wait_s is None:
+        max_wait_s = scheduler.deadline_batch if priority < 0 else scheduler.max_wait
+    return ResolvedEndpoint(
+        id=own_id,
+        name=endpoint.name,
+        server_name=server.name,
+        prefix=normal_prefix(endpoint.path_prefix),
+        strip_prefix=endpoint.strip_prefix,
+        settings=_settings(config, own_id, endpoint, backend, kind, temp_dir, state_dir),
+        supported=kind in SUPPORTED_TYPES,
+        memory=_footprint(endpoint.memory, pools),
+        memory_unloaded=_footprint(endpoint.memory_unloaded, pools) or {},
+        priority=priority,
+        max_wait_s=max_wait_s,
+        concurrency=endpoint.concurrency,
+        queue_limit=endpoint.queue_limit or scheduler.queue_limit,
+        idle_unload_s=endpoint.idle_unload,
+        pinned=endpoint.pinned,
+        traffic_rules=tuple(TrafficRule(rule.match, TrafficClass(rule.traffic_class)) for rule in endpoint.traffic),
+    )
+
+
+def _settings(
+    config: Config,
+    own_id: EndpointId,
+    endpoint: EndpointModel,
+    backend: BackendModel,
+    kind: str,
+    temp_dir: Path,
+    state_dir: Path,
+) -> BackendSettings:
+    return BackendSettings(
+        instance=InstanceId(own_id),
+        endpoint_name=endpoint.name,
+        type=kind,
+        binary=_program(backend.binary),
+        attach_to=backend.attach_to.rstrip("/") if backend.attach_to is not None else None,
+        parameters=(*backend.default_parameters, *endpoint.parameters),
+        env={**backend.env, **endpoint.env},
+        cwd=str(expand(backend.cwd)) if backend.cwd is not None else None,
+        model_unloading=backend.model_unloading,
+        kv_cache_saving=endpoint.kv_cache_saving,
+        ready_path=backend.ready_path,
+        unload=_call(backend.unload),
+        wake=_call(backend.wake),
+        busy=_call(backend.busy),
+        stop_signal=backend.stop_signal,
+        start_timeout_s=backend.start_timeout,
+        stop_timeout_s=backend.stop_timeout,
+        temp_dir=temp_dir,
+        state_dir=state_dir,
+        kv_cache_quota_bytes=config.kv_cache.quota,
+    )
+
+
+def _call(call: HttpCallModel | None) -> HttpCall | None:
+    if call is None:
+        return None
+    busy_when = call.busy_when if isinstance(call, BusyCallModel) else None
+    return HttpCall(call.method, call.path, call.body_text, tuple(call.expect), busy_when)
+
+
+def _footprint(value: dict[str, int] | int | None, pools: Mapping[PoolId, int] | None) -> dict[PoolId, int] | None:
+    if value is None or pools is None:
+        return None
+    if isinstance(value, dict):
+        return {PoolId(pool): size_bytes for pool, size_bytes in value.items()}
+    return {PoolId(first_gpu_pool(list(pools))): value}

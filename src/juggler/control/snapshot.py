@@ -1,0 +1,70 @@
+"""The state as plain JSON data. A snapshot may be stale the moment it is made and never gates an action."""
+
+from juggler import __version__
+from juggler.engine import Engine
+from juggler.ids import InstanceId
+from juggler.lifecycle.supervisor import Supervisor
+from juggler.scheduler.ledger import Amounts
+from juggler.scheduler.state import Instance
+from juggler.warmup import Warmup
+
+
+def status(engine: Engine, warmup: Warmup, now: float) -> dict[str, object]:
+    """Everything ``juggler ps --json`` prints. Times are seconds, sizes bytes."""
+    state = engine.scheduler.state
+    endpoints_of: dict[InstanceId, list[str]] = {}
+    for endpoint, policy in engine.endpoints.items():
+        endpoints_of.setdefault(policy.instance, []).append(endpoint)
+    return {
+        "version": __version__,
+        "shutting_down": state.shutting_down,
+        "pools": [
+            {"pool": pool, "capacity_bytes": size, "used_bytes": state.ledger.used(pool)}
+            for pool, size in state.ledger.capacity.items()
+        ],
+        "instances": [
+            _instance(one, endpoints_of.get(one.id, []), state.ledger.held(one.id), engine.supervisors.get(one.id), now)
+            for one in state.instances.values()
+        ],
+        "unsupported": [{"endpoint": endpoint, "type": kind} for endpoint, kind in engine.unsupported.items()],
+        "warmup": [
+            {"endpoint": entry.endpoint, "state": entry.state, "error": entry.error, "seconds": entry.seconds}
+            for entry in warmup.entries
+        ],
+    }
+
+
+def _instance(
+    instance: Instance,
+    endpoints: list[str],
+    held: Amounts,
+    supervisor: Supervisor | None,
+    now: float,
+) -> dict[str, object]:
+    address = supervisor.address if supervisor is not None else None
+    failure = instance.failure
+    return {
+        "instance": instance.id,
+        "endpoints": endpoints,
+        "state": "busy" if instance.up and instance.running else instance.residency.value,
+        "residency": instance.residency.value,
+        "running": len(instance.running),
+        "waiting": len(instance.queue),
+        "light": len(instance.light),
+        "held_bytes": {str(pool): size for pool, size in held.items()},
+        "idle_s": None if instance.idle_since is None else round(now - instance.idle_since, 1),
+        "starts": instance.generation,
+        "load_s": round(instance.estimates.load.value, 3) if instance.estimates.load.samples else None,
+        "address": str(address)
+        if address is not None and instance.residency.value not in ("stopped", "failed")
+        else None,
+        "error": None
+        if failure is None
+        else {
+            "message": failure.message,
+            "hint": failure.hint,
+            "exit_status": failure.exit_status,
+            "log_tail": list(failure.log_tail),
+            "retry_in_s": round(max(instance.retry_at - now, 0.0), 1),
+        },
+    }

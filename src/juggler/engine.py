@@ -1,0 +1,340 @@
+"""Feeds events to the scheduler and runs its commands: the one place where the pure core meets the world.
+
+``post`` is synchronous: it handles the event and runs the commands before it returns, so that a request for a ready
+backend costs no turn of the loop. An event posted while commands run is handled after them, never inside.
+"""
+
+import asyncio
+import copy
+import itertools
+import logging
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from juggler.backends.base import Address
+from juggler.clock import Clock
+from juggler.errors import BackendError, InvalidTransition, JugglerError, NotSupportedYet
+from juggler.ids import EndpointId, InstanceId, RequestId
+from juggler.lifecycle.supervisor import Supervisor
+from juggler.proxy.contract import ExchangeResult, RequestInfo, Route
+from juggler.proxy.upstream import UpstreamPool
+from juggler.routing.traffic import TrafficClass
+from juggler.scheduler import commands, events
+from juggler.scheduler.core import Scheduler
+from juggler.units import format_duration
+
+_log = logging.getLogger("juggler.engine")
+
+_KINDS = {
+    TrafficClass.WORK: events.Kind.WORK,
+    TrafficClass.LIGHT: events.Kind.LIGHT,
+    TrafficClass.HELD_OPEN: events.Kind.HELD_OPEN,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointPolicy:
+    """What the scheduler is told of every request of one endpoint."""
+
+    name: str
+    instance: InstanceId
+    priority: int
+    max_wait_s: float
+    timeout_s: float
+
+
+class _Waiter:
+    """One request between its arrival and its answer."""
+
+    __slots__ = ("answer", "future")
+
+    def __init__(self) -> None:
+        self.answer: InstanceId | JugglerError | None = None
+        self.future: asyncio.Future[None] | None = None
+
+    def resolve(self, answer: InstanceId | JugglerError) -> None:
+        self.answer = answer
+        if self.future is not None and not self.future.done():
+            self.future.set_result(None)
+
+
+class EngineLease:
+    """The right to use one ready instance for one exchange; see ``proxy.contract.Lease``."""
+
+    __slots__ = ("_engine", "_request", "upstream")
+
+    def __init__(self, engine: "Engine", request: RequestId, upstream: UpstreamPool) -> None:
+        self._engine = engine
+        self._request = request
+        self.upstream = upstream
+
+    def release(self, result: ExchangeResult) -> None:
+        self._engine.ended(self._request)
+
+
+class Engine:
+    """Owns the scheduler, the supervisors' orders, the upstream pools and the timer.
+
+    Args:
+        scheduler: The pure core.
+        endpoints: What to tell it of each endpoint's requests.
+        unsupported: Endpoints that this version can read but not run, with the name of their type.
+        clock: Monotonic time for every event.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        endpoints: Mapping[EndpointId, EndpointPolicy],
+        unsupported: Mapping[EndpointId, str],
+        clock: Clock,
+    ) -> None:
+        self.scheduler = scheduler
+        self.endpoints = dict(endpoints)
+        self.unsupported = dict(unsupported)
+        self.supervisors: dict[InstanceId, Supervisor] = {}
+        self.finished = asyncio.Event()
+        """Set when a shutdown has ended every process."""
+        self._clock = clock
+        self._events: deque[events.Event] = deque()
+        self._handling = False
+        self._waiters: dict[RequestId, _Waiter] = {}
+        self._orders: dict[int, asyncio.Future[str]] = {}
+        self._requests = itertools.count(1)
+        self._order_ids = itertools.count(1)
+        self._pools: dict[InstanceId, UpstreamPool] = {}
+        self._addresses: dict[InstanceId, Address] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._run = {
+            commands.Forward: self._on_forward,
+            commands.Loaded: self._on_loaded,
+            commands.Reject: self._on_reject,
+            commands.StartInstance: self._on_start,
+            commands.WakeInstance: self._on_wake,
+            commands.UnloadInstance: self._on_unload,
+            commands.StopInstance: self._on_stop,
+            commands.ProbeBusy: self._on_probe_busy,
+            commands.OrderDone: self._on_order_done,
+            commands.SetTimer: self._on_set_timer,
+            commands.Record: self._on_record,
+            commands.FinishShutdown: self._on_finish_shutdown,
+        }
+
+    # -- requests ----------------------------------------------------------------------------------------------
+
+    async def acquire(self, route: Route, request: RequestInfo) -> EngineLease:
+        """Wait until the scheduler lets the request through.
+
+        Raises:
+            JugglerError: It is refused; the error says why and whether to come back.
+        """
+        request_id, instance = await self._ask(route.endpoint, _KINDS[route.traffic])
+        pool = self._pools.get(instance)
+        if pool is None:  # the instance died between the grant and this turn of the loop
+            self.ended(request_id)
+            raise BackendError(f"{route.endpoint_name!r} ended just now", endpoint=route.endpoint_name, retry_after_s=1)
+        return EngineLease(self, request_id, pool)
+
+    async def load(self, endpoint: EndpointId) -> None:
+        """Have the endpoint's instance loaded, waiting as any request would.
+
+        Raises:
+            JugglerError: It cannot be loaded.
+        """
+        await self._ask(endpoint, events.Kind.LOAD)
+
+    async def _ask(self, endpoint: EndpointId, kind: events.Kind) -> tuple[RequestId, InstanceId]:
+        policy = self.endpoints.get(endpoint)
+        if policy is None:
+            raise NotSupportedYet(
+                f"{endpoint!r} uses the backend type {self.unsupported.get(endpoint, '?')!r}, or attaches to a "
+                "server, which this version cannot do yet",
+                endpoint=endpoint,
+                phase="routing",
+                hint="`juggler check` lists what is not in effect yet",
+            )
+        request_id = RequestId(next(self._requests))
+        waiter = self._waiters[request_id] = _Waiter()
+        self.post(
+            events.RequestArrived(
+                self._clock.monotonic(),
+                request_id,
+                policy.instance,
+                kind,
+                policy.priority,
+                policy.max_wait_s,
+                policy.timeout_s,
+            )
+        )
+        if waiter.answer is None:
+            waiter.future = asyncio.get_running_loop().create_future()
+            try:
+                await waiter.future
+            except asyncio.CancelledError:
+                # The answer may have come in the same turn: the scheduler knows both cases by the request's state.
+                del self._waiters[request_id]
+                self.post(events.ClientLeft(self._clock.monotonic(), request_id))
+                raise
+        del self._waiters[request_id]
+        answer = waiter.answer
+        if isinstance(answer, JugglerError):
+            raise copy.copy(answer)  # one failure may answer many requests; a traceback belongs to one
+        assert answer is not None
+        return request_id, answer
+
+    def ended(self, request: RequestId) -> None:
+        """A forwarded request is over."""
+        self.post(events.RequestEnded(self._clock.monotonic(), request))
+
+    # -- operator and shutdown ---------------------------------------------------------------------------------
+
+    async def order(self, instance: InstanceId, kind: events.OrderKind) -> str:
+        """Unload or stop an instance once its running requests have ended; returns how it went.
+
+        Waits as long as those requests run; cancelling the call leaves the order standing.
+        """
+        order = next(self._order_ids)
+        done = self._orders[order] = asyncio.get_running_loop().create_future()
+        self.post(events.OrderGiven(self._clock.monotonic(), order, instance, kind))
+        try:
+            return await asyncio.shield(done)
+        finally:
+            if not done.done():
+                done.cancel()
+
+    def shut_down(self, drain_s: float) -> None:
+        """Refuse new work, let running requests end for ``drain_s`` seconds, then stop everything.
+
+        A second call can only shorten the drain.
+        """
+        now = self._clock.monotonic()
+        self.post(events.ShutdownRequested(now, now + drain_s))
+
+    def hurry(self) -> None:
+        """From now on no grace for anybody: running requests are cut, processes killed."""
+        for supervisor in self.supervisors.values():
+            supervisor.hurry()
+        self.shut_down(0.0)
+
+    # -- reports of the supervisors ----------------------------------------------------------------------------
+
+    def instance_ready(self, instance: InstanceId, generation: int, upstream_address: Address) -> None:
+        if self._addresses.get(instance) != upstream_address or instance not in self._pools:
+            self._close_pool(instance)
+            self._addresses[instance] = upstream_address
+            self._pools[instance] = UpstreamPool(upstream_address.host, upstream_address.port)
+        self.post(events.InstanceReady(self._clock.monotonic(), instance, generation))
+
+    def start_failed(self, instance: InstanceId, generation: int, error: BackendError) -> None:
+        self._close_pool(instance)
+        self.post(events.StartFailed(self._clock.monotonic(), instance, generation, error))
+
+    def unloaded(self, instance: InstanceId, generation: int) -> None:
+        self.post(events.InstanceUnloaded(self._clock.monotonic(), instance, generation))
+
+    def unload_failed(self, instance: InstanceId, generation: int, detail: str) -> None:
+        _log.warning("%s could not be unloaded (%s); it is stopped instead", instance, detail)
+        self.post(events.UnloadFailed(self._clock.monotonic(), instance, generation))
+
+    def stopped(self, instance: InstanceId, generation: int) -> None:
+        self._close_pool(instance)
+        self.post(events.InstanceGone(self._clock.monotonic(), instance, generation))
+
+    def exited(self, instance: InstanceId, generation: int, error: BackendError) -> None:
+        self._close_pool(instance)
+        self.post(events.ProcessExited(self._clock.monotonic(), instance, generation, error))
+
+    def busy_probed(self, instance: InstanceId, generation: int, busy: bool) -> None:
+        self.post(events.BusyProbed(self._clock.monotonic(), instance, generation, busy))
+
+    def _close_pool(self, instance: InstanceId) -> None:
+        self._addresses.pop(instance, None)
+        pool = self._pools.pop(instance, None)
+        if pool is not None:
+            pool.close()
+
+    # -- events in, commands out -------------------------------------------------------------------------------
+
+    def post(self, event: events.Event) -> None:
+        """Handle an event and run what the scheduler orders. Never waits, never raises."""
+        self._events.append(event)
+        if self._handling:
+            return
+        self._handling = True
+        try:
+            while self._events:
+                self._handle(self._events.popleft())
+        finally:
+            self._handling = False
+
+    def _handle(self, event: events.Event) -> None:
+        try:
+            orders = self.scheduler.handle(event)
+        except InvalidTransition as impossible:
+            _log.critical("this is a bug in the juggler: %s", impossible)
+            if isinstance(event, events.RequestArrived):
+                self._answer(event.request, JugglerError("a bug in the juggler; its log tells the story"))
+            return
+        for order in orders:
+            self._run[type(order)](order)  # type: ignore[operator]  # each handler takes its own command
+
+    def _answer(self, request: RequestId, answer: InstanceId | JugglerError) -> None:
+        waiter = self._waiters.get(request)
+        if waiter is not None:
+            waiter.resolve(answer)
+
+    def _on_forward(self, command: commands.Forward) -> None:
+        self._answer(command.request, command.instance)
+
+    def _on_loaded(self, command: commands.Loaded) -> None:
+        self._answer(command.request, command.instance)
+
+    def _on_reject(self, command: commands.Reject) -> None:
+        self._answer(command.request, command.error)
+
+    def _on_start(self, command: commands.StartInstance) -> None:
+        self.supervisors[command.instance].start(command.generation)
+
+    def _on_wake(self, command: commands.WakeInstance) -> None:
+        self.supervisors[command.instance].wake(command.generation)
+
+    def _on_unload(self, command: commands.UnloadInstance) -> None:
+        self.supervisors[command.instance].unload(command.generation)
+
+    def _on_stop(self, command: commands.StopInstance) -> None:
+        # Held-open sockets and leftovers end here: a llama-server with an open connection never exits by itself.
+        self._close_pool(command.instance)
+        self.supervisors[command.instance].stop(command.generation)
+
+    def _on_probe_busy(self, command: commands.ProbeBusy) -> None:
+        self.supervisors[command.instance].probe_busy(command.generation)
+
+    def _on_order_done(self, command: commands.OrderDone) -> None:
+        done = self._orders.pop(command.order, None)
+        if done is not None and not done.done():
+            done.set_result(command.detail)
+
+    def _on_set_timer(self, command: commands.SetTimer) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if command.at is not None:
+            delay_s = max(0.0, command.at - self._clock.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._timer_fired)
+
+    def _timer_fired(self) -> None:
+        self._timer = None
+        self.post(events.TimerFired(self._clock.monotonic()))
+
+    def _on_record(self, command: commands.Record) -> None:
+        decision = command.decision
+        victims = ", ".join(f"{mode.value} {victim}" for victim, mode in decision.victims)
+        if decision.target is None:
+            _log.info("%s (%s)", victims, decision.cause)
+        else:
+            waited = format_duration(decision.waited_s)
+            _log.info("%s for %s: %d waiting, the first for %s", victims, decision.target, decision.waiting, waited)
+
+    def _on_finish_shutdown(self, command: commands.FinishShutdown) -> None:
+        self.finished.set()

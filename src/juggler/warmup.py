@@ -1,0 +1,49 @@
+"""Loading before anyone asks: the entries of ``warmup``, one after the other, in the order of the file.
+
+Each entry loads as a request would, so what stays resident at the end is what requests in that order would leave:
+on a pool that holds one model the last entry is loaded, and those before it that can be soft-unloaded are still up.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from juggler.engine import Engine
+from juggler.errors import JugglerError
+from juggler.ids import EndpointId
+from juggler.units import format_duration
+
+_log = logging.getLogger("juggler.warmup")
+
+
+@dataclass(slots=True)
+class WarmupEntry:
+    """One entry and what became of it; shown by ``juggler ps``."""
+
+    endpoint: EndpointId
+    state: str = "pending"
+    """``pending``, ``loading``, ``done`` or ``failed``."""
+    error: str | None = None
+    seconds: float | None = None
+
+
+class Warmup:
+    """Runs once, in the background; failures are logged and visible, and end nothing."""
+
+    def __init__(self, endpoints: Sequence[EndpointId]) -> None:
+        self.entries = [WarmupEntry(endpoint) for endpoint in endpoints]
+
+    async def run(self, engine: Engine) -> None:
+        for entry in self.entries:
+            began = time.monotonic()
+            entry.state = "loading"
+            try:
+                await engine.load(entry.endpoint)
+            except JugglerError as error:
+                entry.state, entry.error = "failed", error.message
+                _log.warning("warm-up of %s failed: %s", entry.endpoint, error.message)
+            else:
+                entry.state = "done"
+                _log.info("warm-up of %s took %s", entry.endpoint, format_duration(time.monotonic() - began))
+            entry.seconds = time.monotonic() - began
