@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from juggler.backends.base import Address, LaunchPlan, StopStep
-from juggler.errors import StartFailed
+from juggler.errors import BackendError, StartFailed
 from juggler.lifecycle import guardian, local
 from juggler.lifecycle.local import LocalHandle, LocalLauncher
 from juggler.units import KIB
@@ -301,6 +301,23 @@ async def test_kill_hurries_a_stop(launcher: LocalLauncher) -> None:
     report = await asyncio.wait_for(handle.kill(), 5)
     assert report.status == -signal.SIGKILL
     assert await asyncio.wait_for(stopping, 1) == report
+
+
+async def test_a_process_that_survives_sigkill_is_reported(
+    launcher: LocalLauncher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that hangs in a driver: the caller gets an error in bounded time, and the report once it has ended."""
+    handle = await launcher.start("a", plan_for("ignore_sigterm.py"), ADDRESS)
+    await said(handle, "ready")
+    with monkeypatch.context() as patch:
+        patch.setattr(local, "KILL_LIMIT_S", 0.05)
+        patch.setattr(handle._link, "order", lambda op, **fields: None)
+        for attempt in (handle.kill, lambda: handle.stop(())):
+            with pytest.raises(BackendError, match="does not end although it was killed"):
+                await attempt()
+    assert handle.exit is None
+    await handle.kill()
+    assert (await handle.stop()).status == -signal.SIGKILL
 
 
 async def test_cancelled_waiters_harm_nobody(launcher: LocalLauncher) -> None:

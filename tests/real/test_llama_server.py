@@ -157,13 +157,13 @@ def test_host_and_port_come_from_the_environment(model: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("extra", [[], ["--metrics"]])
 def test_second_signal_ends_a_busy_server(model: Path, tmp_path: Path, extra: list[str]) -> None:
     """The first signal lets a generation go on, the second ends the process at once with status 1."""
-    with running([PROGRAM, "-m", str(model), "--port", "0", *extra], tmp_path) as engine:
-        with begin_generation(engine.address()):
-            engine.process.send_signal(signal.SIGTERM)
-            with pytest.raises(subprocess.TimeoutExpired):
-                engine.process.wait(0.5)
-            engine.process.send_signal(signal.SIGTERM)
-            assert engine.process.wait(10) == 1
+    arguments = [PROGRAM, "-m", str(model), "--port", "0", *extra]
+    with running(arguments, tmp_path) as engine, begin_generation(engine.address()):
+        engine.process.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            engine.process.wait(0.5)
+        engine.process.send_signal(signal.SIGTERM)
+        assert engine.process.wait(10) == 1
 
 
 @needs_engine

@@ -150,7 +150,9 @@ _SIZE_JSON = {
 _DURATION_JSON = {
     "type": ["number", "string"],
     "minimum": 0,
-    "pattern": r"^(\s*[0-9]+(\.[0-9]+)?\s*([mM][sS]|[sS]|[sS][eE][cC]|[mM]|[mM][iI][nN]|[hH]|[dD])?)+\s*$",
+    # Each number but the last has its unit: nothing for a regular expression engine to try twice.
+    "pattern": r"^(?=.*[0-9])\s*([0-9]+(\.[0-9]+)?\s*([mM][sS]|[sS]|[sS][eE][cC]|[mM]|[mM][iI][nN]|[hH]|[dD])\s*)*"
+    r"([0-9]+(\.[0-9]+)?)?\s*$",
 }
 
 Size = Annotated[int, BeforeValidator(_size), WithJsonSchema(_SIZE_JSON)]

@@ -96,6 +96,8 @@ class LocalHandle:
             ValueError: The ladder names a signal that this system does not have.
             BackendError: A process survived SIGKILL for 5 s; the guardian goes on trying.
         """
+        if self._gone.done():
+            return self._exited.result()  # also after a stop that failed: the guardian went on trying
         if self._stopping is None:
             steps = tuple(self._plan.stop_ladder if ladder is None else ladder)
             for step in steps:

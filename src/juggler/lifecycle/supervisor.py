@@ -43,8 +43,11 @@ RESERVE_LIMIT_S = 5 * SECONDS
 PLAN_LIMIT_S = 30 * SECONDS
 """A plan may read a model file's header from a slow disk; a dead network file system must not hold us for ever."""
 
-SPAWN_LIMIT_S = 10 * SECONDS
-"""The last resort: a launcher bounds its own ``start``."""
+SPAWN_LIMIT_S = 60 * SECONDS
+"""The last resort: a launcher bounds its own ``start`` (the local one at 30 s, for a program on a sleeping disk)."""
+
+SPAWN_CANCEL_LIMIT_S = 5 * SECONDS
+"""For a start that nobody wants any more, to say whether there is a process to kill."""
 
 HOOK_LIMIT_S = 30 * SECONDS
 """The last resort for saving and restoring of state, and for an unload; modules bound themselves."""
@@ -281,7 +284,7 @@ class Supervisor:
         )
         try:
             # Never cancelled half-way: then nobody would know whether there is a process to kill.
-            await settle(spawning, SPAWN_LIMIT_S)
+            await settle(spawning, SPAWN_LIMIT_S, SPAWN_CANCEL_LIMIT_S)
         finally:
             if succeeded(spawning):
                 self._handle = handle = spawning.result()
@@ -292,7 +295,7 @@ class Supervisor:
                 spawning.cancel()
                 _remove_files(plan.temp_files)
         if not spawning.done():
-            raise StartFailed(f"{self._endpoint}: no process after {format_duration(SPAWN_LIMIT_S)}")
+            raise StartFailed(f"no process after {format_duration(SPAWN_LIMIT_S)}")
         spawning.result()  # raises what the launcher raised
         assert self._launch is not None
         return self._launch
@@ -310,7 +313,7 @@ class Supervisor:
         if not done:
             planning.add_done_callback(_discard_plan)
             raise StartFailed(
-                f"{self._endpoint}: its command was not ready after {format_duration(PLAN_LIMIT_S)}",
+                f"the command was not ready after {format_duration(PLAN_LIMIT_S)}",
                 hint="the disk with its files may be slow or gone",
             )
         return planning.result()
@@ -458,6 +461,8 @@ class Supervisor:
                 gone = True
             except TimeoutError:
                 _log.error("%s survives SIGKILL, probably stuck in a driver; trying again", self.instance)
+            except (OSError, BackendError) as error:
+                _log.error("%s could not be killed: %s; trying again", self.instance, error)
             except Exception:
                 _log.exception("%s: killing it failed; trying again", self.instance)
             if not gone:
@@ -474,6 +479,8 @@ class Supervisor:
             _log.info("%s: no time for a polite stop", self.instance)
         except TimeoutError:
             _log.error("%s does not end within its grace times", self.instance)
+        except (OSError, BackendError) as error:
+            _log.error("%s could not be stopped: %s", self.instance, error)
         except Exception:
             _log.exception("%s: stopping it failed", self.instance)
         return False
@@ -490,7 +497,7 @@ class Supervisor:
             return
         killing = asyncio.create_task(launch.handle.kill(), name=f"{self.instance} last kill")
         try:
-            await settle(killing, KILL_LIMIT_S)
+            await settle(killing, KILL_LIMIT_S, KILL_LIMIT_S)
         finally:
             if succeeded(killing):
                 self._launch = None
@@ -568,7 +575,10 @@ class Supervisor:
 
     def _as_backend_error(self, error: Exception, what: str) -> BackendError:
         if isinstance(error, BackendError):
-            error.endpoint, error.phase = error.endpoint or self._endpoint, error.phase or "starting"
+            if error.endpoint is None:  # a launcher knows of no endpoints; the text must name it all the same
+                error.endpoint, error.message = self._endpoint, f"{self._endpoint}: {error.message}"
+                error.args = (error.message,)
+            error.phase = error.phase or "starting"
             return error
         if not isinstance(error, OSError):
             _log.error("%s: the %s module failed", self.instance, self._backend.type_name, exc_info=error)

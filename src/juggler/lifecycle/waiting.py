@@ -53,8 +53,8 @@ async def unless_ended(handle: LaunchHandle, work: Coroutine[Any, Any, _T], name
             _log.error("%s does not end although it was cancelled; it is left behind", working.get_name())
 
 
-async def settle(task: asyncio.Task[Any], limit_s: float) -> None:
-    """Wait until ``task`` is done, at most ``limit_s``, also when cancelled meanwhile.
+async def settle(task: asyncio.Task[Any], limit_s: float, cancelled_limit_s: float) -> None:
+    """Wait until ``task`` is done, at most ``limit_s``; when cancelled meanwhile, ``cancelled_limit_s`` more at most.
 
     Raises:
         CancelledError: The caller was cancelled; raised only afterwards.
@@ -66,6 +66,8 @@ async def settle(task: asyncio.Task[Any], limit_s: float) -> None:
         try:
             await asyncio.wait((task,), timeout=deadline - loop.time())
         except asyncio.CancelledError as error:
+            if cancelled is None:
+                deadline = min(deadline, loop.time() + cancelled_limit_s)
             cancelled = error
     if cancelled is not None:
         raise cancelled

@@ -1,383 +1,453 @@
-"""One client connection: bytes in, request heads out, one request after the other.
+"""One client connection: heads in, answers out, one request after the other.
 
-A coroutine per connection does what needs waiting: read a head, route it, hold it until the scheduler lets it go,
-forward it, next. The protocol's callbacks move bytes. Whatever arrives while nobody wants it stays in one buffer
-with a bound, above which reading pauses: the rest of a head, the body of a request that is held, pipelined requests.
+A coroutine per connection decides (route, hold, forward, release); protocol callbacks move bytes. The connection is
+in one of four states:
 
-A client that closes its sending side counts as gone: with TCP a half-close cannot be told from a close, and the
-backend must stop working for a client that left.
+- ``HEAD``: between requests; arriving bytes are looked at for a head.
+- ``BUSY``: a request is held or forwarded. Its body goes to the exchange, what follows it is kept for later.
+- ``TUNNEL``: after 101; bytes are passed on raw.
+- ``CLOSING``: everything is said; arriving bytes are thrown away until the client leaves or the time is up.
 """
 
 import asyncio
-import contextlib
+import enum
 import logging
-from typing import TYPE_CHECKING
+from typing import Protocol, cast
 
 from juggler.errors import BadRequest, JugglerError
-from juggler.proxy.contract import ExchangeResult, LocalResponse, RequestInfo
-from juggler.proxy.exchange import Exchange
-from juggler.proxy.framing import Chunked, FramingError, Length, NoBody, Tracker
-from juggler.proxy.head import RequestHead, find_request_end, parse_request
+from juggler.proxy.body import RequestBody
+from juggler.proxy.contract import ExchangeResult, Gateway, LocalResponse, RequestInfo, Route
+from juggler.proxy.exchange import Exchange, Request
+from juggler.proxy.framing import FramingError
+from juggler.proxy.head import find_request_end, parse_request
+from juggler.proxy.limits import Limits
 from juggler.proxy.responses import error_response, local_response
-
-if TYPE_CHECKING:
-    from juggler.proxy.listener import Listener
 
 _log = logging.getLogger("juggler.proxy")
 
-NEVER = float("inf")
+_NEVER = float("inf")
+_METHOD_START = frozenset(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz\r")
+
+
+class State(enum.Enum):
+    """See the module."""
+
+    HEAD = "head"
+    BUSY = "busy"
+    TUNNEL = "tunnel"
+    CLOSING = "closing"
+
+
+class ListenerSide(Protocol):
+    """What a connection needs of its listener."""
+
+    gateway: Gateway
+    limits: Limits
+    draining: bool
+
+    def opened(self, connection: "ClientConnection") -> JugglerError | None: ...
+    def closed(self, connection: "ClientConnection") -> None: ...
 
 
 class ClientConnection(asyncio.Protocol):
-    """See the module's docstring."""
+    """See the module. Owns its transport and its one task."""
 
-    def __init__(self, listener: "Listener") -> None:
-        self.listener = listener
-        self.limits = listener.limits
-        self.peer = b""
-        """The client's address, for forwarding headers and logs."""
-        self.transport: asyncio.Transport | None = None
-        self.closing = False
-        """Serve no further request."""
-        self.idle = True
-        """Between two requests."""
-        self.deadline = NEVER
-        """Loop time at which the sweep ends this connection."""
-        self.body_done = True
-        """The whole body of the present request has been read (and sent on, or dropped)."""
-        self.task: asyncio.Task[None] | None = None
+    __slots__ = (
+        "_body",
+        "_buffer",
+        "_cut_code",
+        "_deadline",
+        "_drained",
+        "_exchange",
+        "_gateway",
+        "_head_started",
+        "_limits",
+        "_listener",
+        "_loop",
+        "_read_paused",
+        "_request",
+        "_state",
+        "_task",
+        "_transport",
+        "_waiter",
+        "address",
+        "closes",
+        "write_paused",
+    )
+
+    def __init__(self, listener: ListenerSide) -> None:
+        self._listener = listener
+        self._gateway = listener.gateway
+        self._limits = listener.limits
         self._loop = asyncio.get_running_loop()
-        self._buffer = bytearray()
-        self._buffer_limit = self.limits.head_bytes
-        self._wake: asyncio.Future[None] | None = None
-        self._tracker: Tracker = NoBody()
+        self._transport: asyncio.Transport
+        self._task: asyncio.Task[None] | None = None
+        self._state = State.HEAD
+        self._buffer = b""
+        self._request: Request | BadRequest | None = None  # found, not yet taken by the coroutine
+        self._body: RequestBody | None = None  # of the request in work, until it has arrived whole
         self._exchange: Exchange | None = None
-        self._streaming = False
-        """Body bytes go straight to the exchange."""
-        self._paused_by_buffer = False
-        self._paused_by_upstream = False
-        self._writing_paused = False
-        self._lost = False
+        self._waiter: asyncio.Future[None] | None = None  # the coroutine waits for a head
+        self._drained: asyncio.Future[None] | None = None  # the coroutine waits for the client to read
+        self._deadline = _NEVER
+        self._head_started = False  # the deadline is the head's, not the idle one
+        self._read_paused = False
+        self._cut_code: str | None = None  # why we, not the client, ended a request early
+        self.address = b""
+        """Of the client, without port."""
+        self.closes = False
+        """The connection ends after the request in work."""
+        self.write_paused = False
 
-    # -- protocol ----------------------------------------------------------------------------------------------
+    # Callbacks of the event loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        name = transport.get_extra_info("peername")
-        self.peer = str(name[0]).encode("latin-1", "replace") if isinstance(name, tuple) else b"unknown"
-        size = self.limits.write_buffer_bytes
-        transport.set_write_buffer_limits(high=size, low=size // 4)
-        self.deadline = self._loop.time() + self.limits.idle_timeout_s
-        self.task = self.listener.adopt(self)
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
+        self._transport.set_write_buffer_limits(high=self._limits.write_buffer_bytes)
+        peer = transport.get_extra_info("peername")
+        self.address = str(peer[0]).encode("latin-1", "replace") if peer else b"unknown"
+        self._deadline = self._loop.time() + self._limits.idle_timeout_s
+        refusal = self._listener.opened(self)
+        if refusal is not None:
+            self._answer_and_close(error_response(refusal, close=True))
+            return
+        self._task = self._loop.create_task(self._serve(), name="client connection")
 
     def data_received(self, data: bytes) -> None:
-        if self._streaming:
-            self._take_body(data)
+        state = self._state
+        if state is State.TUNNEL:
+            self._touch_tunnel()
+            if self._exchange is not None:
+                self._exchange.send_raw(data)
             return
-        exchange = self._exchange
-        if exchange is not None and exchange.is_tunnel:
-            exchange.on_client_body(data)
+        if state is State.CLOSING:
             return
-        if self.idle and not self._buffer:
-            self.deadline = self._loop.time() + self.limits.head_timeout_s
-        self._buffer += data
-        if len(self._buffer) > self._buffer_limit and not self._paused_by_buffer:
-            self._paused_by_buffer = True
-            self._update_reading()
-        self._wake_up()
+        if self._body is not None:
+            data = self._feed_body(self._body, data)
+            if not data:
+                return
+        self._buffer = self._buffer + data if self._buffer else data
+        if self._waiter is not None and self._find_head():
+            self._wake(self._waiter)
+        elif self._state is State.BUSY:
+            self.update_reading()
 
     def eof_received(self) -> bool:
-        exchange = self._exchange
-        if exchange is not None and exchange.is_tunnel:
-            return False  # a tunnel ends as a whole
-        if exchange is not None or not self.idle:
-            self._gone()
+        if self._state is State.TUNNEL and self._exchange is not None:
+            self._deadline = self._loop.time() + self._limits.half_close_timeout_s
+            self._exchange.on_client_eof()
+            return True
+        if self._state is State.BUSY:
+            # Whoever waits for an answer keeps the connection open; this is how a client cancels.
+            self._leave()
+            self._transport.abort()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._gone()
-
-    def _gone(self) -> None:
-        if self._lost:
-            return
-        self._lost = True
-        self._streaming = False
-        if self._exchange is not None:
-            self._exchange.on_client_lost()
-        if self.transport is not None:
-            self.transport.abort()
-        if self.task is not None:
-            self.task.cancel()
+        self._listener.closed(self)
+        self._leave()
 
     def pause_writing(self) -> None:
-        self._writing_paused = True
-        if self._exchange is not None and self._exchange.connection is not None:
-            self._exchange.connection.pause_reading()
+        self.write_paused = True
+        if self._exchange is not None:
+            self._exchange.on_client_full()
 
     def resume_writing(self) -> None:
-        self._writing_paused = False
-        if self._exchange is not None and self._exchange.connection is not None:
-            self._exchange.connection.resume_reading()
+        self.write_paused = False
+        if self._exchange is not None:
+            self._exchange.on_client_drained()
+        if self._drained is not None:
+            self._wake(self._drained)
 
-    # -- used by the exchange ----------------------------------------------------------------------------------
+    # For the listener
+
+    @property
+    def idle(self) -> bool:
+        """Between requests, with nothing of the next one here."""
+        return self._state is State.HEAD and not self._buffer and self._request is None
+
+    @property
+    def draining(self) -> bool:
+        return self._listener.draining
+
+    @property
+    def task(self) -> asyncio.Task[None] | None:
+        return self._task
+
+    def check(self, now: float) -> None:
+        """Called by the sweep: act on a deadline that has passed."""
+        if self._exchange is not None and self._state is State.BUSY:
+            self._exchange.check(now)
+        if now < self._deadline:
+            return
+        self._deadline = _NEVER
+        if self._state is State.HEAD and self._buffer:
+            self._refuse(BadRequest("The request head took too long.", status=408, code="request_timeout"))
+        elif self._state is State.TUNNEL:
+            self.cut(None)
+        else:
+            self._transport.abort()
+
+    def paused_descriptor(self) -> int | None:
+        """File descriptor of a connection that is not being read, so that nobody would notice its end."""
+        if not self._read_paused or self._transport.is_closing():
+            return None
+        return cast(int, self._transport.get_extra_info("socket").fileno())
+
+    def cut(self, code: str | None) -> None:
+        """End the connection at once; ``code`` goes into the result of a request in work (None: the client left)."""
+        self._cut_code = code
+        self._leave()
+        self._transport.abort()
+
+    # For the exchange
 
     def write(self, data: bytes) -> None:
-        """Send, unless the connection is going down (uvloop raises where asyncio ignores it)."""
-        if data and self.transport is not None and not self.transport.is_closing():
-            self.transport.write(data)
+        if not self._transport.is_closing() and self._state is not State.CLOSING:
+            self._transport.write(data)
 
-    def start_body(self, exchange: Exchange) -> None:
-        """From now on body bytes go to the backend, first those that came while the request was held."""
-        if self._writing_paused and exchange.connection is not None:
-            exchange.connection.pause_reading()
-        if self.body_done:
-            return
-        self._streaming = True
-        held, self._buffer = bytes(self._buffer), bytearray()
-        if held:
-            self._take_body(held)
-        self._paused_by_buffer = False
-        self._update_reading()
-
-    def start_tunnel(self, exchange: Exchange) -> None:
-        """Whatever came glued to the head belongs to the other protocol."""
-        self.body_done = True
-        self._streaming = False
-        glued, self._buffer = bytes(self._buffer), bytearray()
-        if glued:
-            exchange.on_client_body(glued)
-        self._paused_by_buffer = False
-        self._update_reading()
-
-    def pause_body(self) -> None:
-        self._paused_by_upstream = True
-        self._update_reading()
-
-    def resume_body(self) -> None:
-        self._paused_by_upstream = False
-        self._update_reading()
-
-    def _take_body(self, data: bytes) -> None:
-        exchange = self._exchange
-        try:
-            end = self._tracker.feed(data)
-        except FramingError as error:
-            self._streaming = False
-            self.closing = True
-            if exchange is not None:
-                exchange.fail(BadRequest(f"The request body is malformed: {error}."))
-            return
-        piece = data if end < 0 else data[:end]
-        if end >= 0:
-            self.body_done = True
-            self._streaming = False
-            self._buffer += data[end:]
-            self._buffer_limit = self.limits.pipelined_bytes
-        if exchange is not None and piece:
-            exchange.on_client_body(piece)
-
-    def _update_reading(self) -> None:
-        transport = self.transport
-        if transport is None or transport.is_closing():
-            return
-        if self._paused_by_buffer or self._paused_by_upstream:
-            if transport.is_reading():
-                transport.pause_reading()
-        elif not transport.is_reading():
-            transport.resume_reading()
-
-    # -- the coroutine -----------------------------------------------------------------------------------------
-
-    async def serve(self) -> None:
-        """Answer requests until the connection ends. Owned by the listener."""
-        try:
-            while not self.closing:
-                head = await self._next_head()
-                if not await self._serve_one(head):
-                    break
-        except BadRequest as error:
-            self.write(error_response(error, close=True))
-        except asyncio.CancelledError:
-            self._abort()
-            raise
-        except Exception:
-            _log.exception("a request from %s failed", self.peer.decode("latin-1"))
-            self._abort()
-        finally:
-            self.idle = True
-            self._close()
-
-    async def _next_head(self) -> RequestHead:
-        """Wait for a whole head; reading it moves it out of the buffer.
-
-        Raises:
-            BadRequest: It is not one.
-        """
-        self.idle = True
-        self._buffer_limit = self.limits.head_bytes
-        now = self._loop.time()
-        self.deadline = now + (self.limits.head_timeout_s if self._buffer else self.limits.idle_timeout_s)
-        while True:
-            while self._buffer.startswith(b"\r\n"):
-                del self._buffer[:2]  # RFC 9112 2.2: empty lines before a request are ignored
-            raw = bytes(self._buffer)
-            end = find_request_end(raw, self.limits.head_bytes, self.limits.request_line_bytes) if raw else -1
-            if end >= 0:
-                break
-            self._resume_if_room()
-            await self._more()
-        head = parse_request(raw[:end])
-        del self._buffer[:end]
-        self.idle = False
-        self.deadline = NEVER
-        if head.chunked:
-            self._tracker = Chunked()
-        elif head.content_length:
-            self._tracker = Length(head.content_length)
-        else:
-            self._tracker = NoBody()
-        self.body_done = isinstance(self._tracker, NoBody)
-        self._buffer_limit = self.limits.pipelined_bytes if self.body_done else self.limits.held_body_bytes
-        self._resume_if_room()
-        return head
-
-    async def _serve_one(self, head: RequestHead) -> bool:
-        """Answer one request; returns whether the connection can serve another."""
-        head_only = head.method == b"HEAD"
-        path = head.target
-        result = ExchangeResult()
-        try:
-            where = self.listener.gateway.route(head.method, head.target, head.host)
-            if isinstance(where, LocalResponse):
-                return await self._answer(local_response(where, head_only=head_only, close=not head.keep_alive), head)
-            path = where.target
-            lease = await self.listener.gateway.acquire(where, self._info(head))
-            if isinstance(lease, LocalResponse):
-                return await self._answer(local_response(lease, head_only=head_only, close=not head.keep_alive), head)
-            try:
-                return await self._forward(Exchange(self, lease.upstream, where, head, result))
-            except JugglerError as error:
-                result.error = error.code
-                raise
-            finally:
-                lease.release(result)
-        except JugglerError as error:
-            if result.status is not None:  # the head is out: all that is left is to break off visibly
-                self._abort()
-                return False
-            close = not head.keep_alive or self.closing or head.expects_continue
-            answer = error_response(error, path=path, head_only=head_only, close=close)
-            return await self._answer(answer, head) and not close
-        except asyncio.CancelledError:
-            raise
-        except Exception:
-            _log.exception("%s %s failed", head.method.decode("latin-1"), path.decode("latin-1"))
-            if result.status is None:
-                unexpected = JugglerError("an unexpected error in the juggler; its log has the details")
-                self.write(error_response(unexpected, path=path, head_only=head_only, close=True))
-            else:
-                self._abort()
-            return False
-
-    def _info(self, head: RequestHead) -> RequestInfo:
-        return RequestInfo(
-            method=head.method,
-            target=head.target,
-            client=self.peer.decode("latin-1"),
-            headers=tuple((name, value) for _, name, value in head.fields),
-        )
-
-    async def _forward(self, exchange: Exchange) -> bool:
-        self._exchange = exchange
-        try:
-            await exchange.run()
-        finally:
-            self._exchange = None
-            self._streaming = False
-            self._paused_by_upstream = False
-            self._update_reading()
-        if not exchange.keep_client:
-            return False
-        return await self._drop_body()
-
-    async def _answer(self, answer: bytes, head: RequestHead) -> bool:
-        """Send a whole answer of ours; returns whether the connection can go on."""
-        if head.expects_continue:
-            self.write(answer)
-            return False  # whether its body comes now is the client's choice: the two cannot be told apart
-        self.write(answer)
-        return await self._drop_body() and head.keep_alive
-
-    async def _drop_body(self) -> bool:
-        """Read away what is left of a body nobody wants, within bounds; False if it is too much or too slow."""
-        if self.body_done:
-            return True
-        if self.closing:
-            return False
-        dropped = 0
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self.limits.discard_timeout_s):
-                while dropped <= self.limits.discard_body_bytes:
-                    data, self._buffer = bytes(self._buffer), bytearray()
-                    self._resume_if_room()
-                    if data:
-                        dropped += len(data)
-                        self._take_body(data)
-                        if self.body_done:
-                            return True
-                        if self.closing:
-                            return False
-                    await self._more()
-        return False
-
-    async def _more(self) -> None:
-        """Until bytes arrive; a lost connection cancels the task."""
-        self._wake = self._loop.create_future()
-        try:
-            await self._wake
-        finally:
-            self._wake = None
-
-    def _wake_up(self) -> None:
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
-
-    def _resume_if_room(self) -> None:
-        if self._paused_by_buffer and len(self._buffer) <= self._buffer_limit:
-            self._paused_by_buffer = False
-            self._update_reading()
-
-    # -- ending ------------------------------------------------------------------------------------------------
-
-    def expire(self) -> None:
-        """The sweep found the deadline passed."""
-        self.deadline = NEVER
-        if self.transport is not None and self.transport.is_closing():
-            self.transport.abort()  # it would not take our last bytes
-        elif self.idle and self._buffer:
-            error = BadRequest("The request head did not arrive in time.", status=408, code="head_timeout")
-            self.write(error_response(error, close=True))
-            self.finish()
-        else:
-            self.finish()
-
-    def finish(self) -> None:
-        """End the connection as soon as the present request is answered."""
-        self.closing = True
-        if self.idle and self.task is not None:
-            self._close()
+    def write_eof(self) -> None:
+        """The backend's half of a tunnel has ended."""
+        self._deadline = self._loop.time() + self._limits.half_close_timeout_s
+        if not self._transport.is_closing():
+            self._transport.write_eof()
 
     def abort(self) -> None:
-        """End the connection now, whatever it does."""
-        self._gone()
+        self._transport.abort()
 
-    def _abort(self) -> None:
-        if self.transport is not None:
-            self.transport.abort()
+    def start_tunnel(self) -> bytes:
+        """From now on bytes are raw; returns those that came behind the request already."""
+        self._state = State.TUNNEL
+        self._body = None
+        early, self._buffer = self._buffer, b""
+        self.update_reading()
+        return early
 
-    def _close(self) -> None:
-        """Close after the last bytes are sent; the sweep aborts a client that does not take them."""
-        if self.transport is not None and not self.transport.is_closing():
-            self.deadline = self._loop.time() + self.limits.flush_timeout_s
-            self.transport.close()
+    def tunnel_activity(self) -> None:
+        self._touch_tunnel()
+
+    def update_reading(self) -> None:
+        """Read on or pause: the one place that decides."""
+        exchange, body = self._exchange, self._body
+        if self._state is State.HEAD or self._state is State.CLOSING:
+            pause = False
+        elif exchange is not None and exchange.upstream_full and (body is not None or self._state is State.TUNNEL):
+            pause = True
+        elif body is not None:
+            held = exchange is None or not exchange.bound
+            pause = held and body.size >= self._limits.held_body_bytes
+        else:
+            pause = len(self._buffer) >= self._limits.pipelined_bytes
+        if pause != self._read_paused and not self._transport.is_closing():
+            self._read_paused = pause
+            if pause:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
+
+    # Heads and bodies
+
+    def _find_head(self) -> bool:
+        """Take a request out of the buffer if its head is there whole; also True if it can never be one."""
+        buffer, limits = self._buffer, self._limits
+        if buffer.startswith(b"\r\n"):
+            buffer = self._buffer = buffer[2:]  # old clients send one after a body (RFC 9112 2.2)
+        if not buffer:
+            return False
+        try:
+            end = find_request_end(buffer, limits.head_bytes, limits.request_line_bytes)
+            if end < 0:
+                if buffer[0] not in _METHOD_START:
+                    raise BadRequest("This is not HTTP.", hint="The address wants http://, not https://.")
+                if not self._head_started:
+                    self._head_started = True
+                    self._deadline = self._loop.time() + limits.head_timeout_s
+                return False
+            head = parse_request(buffer[:end])
+        except BadRequest as error:
+            self._request = error
+            return True
+        rest, self._buffer = buffer[end:], b""
+        body = RequestBody(head)
+        self._request = Request(head, body)
+        self._state = State.BUSY
+        self._deadline = _NEVER
+        self.closes = False
+        if not body.complete:
+            self._body = body
+            if rest:
+                rest = self._feed_body(body, rest)
+        if self._state is State.BUSY:
+            self._buffer = rest
+            self.update_reading()
+        return True
+
+    def _feed_body(self, body: RequestBody, data: bytes) -> bytes:
+        """Pass a piece on or keep it; returns what lies behind the body."""
+        try:
+            end = body.feed(data)
+        except FramingError as error:
+            self._refuse(BadRequest(f"The request body is malformed: {error}."))
+            return b""
+        piece, rest = (data, b"") if end == len(data) else (data[:end], data[end:])
+        if body.complete:
+            self._body = None
+        if self._exchange is not None:
+            self._exchange.send_body(piece)
+        else:
+            body.keep(piece)
+        self.update_reading()
+        return rest
+
+    async def _next_request(self) -> Request | BadRequest:
+        """Wait for the next head; not before the client has taken the answers it already got."""
+        while self.write_paused:
+            self._drained = self._loop.create_future()
+            try:
+                await self._drained
+            finally:
+                self._drained = None
+        self._state = State.HEAD
+        self._head_started = False
+        self._deadline = self._loop.time() + self._limits.idle_timeout_s
+        if not (self._buffer and self._find_head()):
+            self.update_reading()
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        request, self._request = self._request, None
+        assert request is not None
+        return request
+
+    # The coroutine
+
+    async def _serve(self) -> None:
+        try:
+            while not self.closes and not self._transport.is_closing():
+                request = await self._next_request()
+                if isinstance(request, BadRequest):
+                    self._answer_and_close(error_response(request, close=True))
+                    return
+                await self._answer(request)
+                if self._listener.draining:
+                    break
+            self._close(discard=self._body is not None)
+        finally:
+            self._state = State.CLOSING
+            if self._deadline == _NEVER:
+                self._transport.abort()  # cancelled from outside: nobody else would close it
+
+    async def _answer(self, request: Request) -> None:
+        head = request.head
+        path = head.target
+        try:
+            target = self._gateway.route(head.method, head.target, head.host)
+            if isinstance(target, Route):
+                path = target.target
+                local = await self._forward(target, request)
+                if local is None:
+                    return
+                target = local
+            close = self._closes_after_own_answer(request)
+            self.write(local_response(target, head_only=head.method == b"HEAD", close=close))
+        except JugglerError as error:
+            self._answer_error(request, error, path)
+        except Exception:
+            _log.exception("request %s %s failed", head.method.decode("latin-1"), head.target.decode("latin-1"))
+            self._answer_error(request, JugglerError("The juggler made a mistake; its log says more."), path)
+
+    async def _forward(self, route: Route, request: Request) -> LocalResponse | None:
+        """Hold, relay, release. None: the answer was sent, or the connection cut."""
+        head = request.head
+        fields = tuple([(name, value) for _, name, value in head.fields])
+        lease = await self._gateway.acquire(
+            route, RequestInfo(head.method, head.target, self.address.decode("latin-1"), fields)
+        )
+        if isinstance(lease, LocalResponse):
+            return lease
+        result = ExchangeResult()
+        exchange: Exchange | None = None
+        try:
+            exchange = self._exchange = Exchange(self, request, route, lease.upstream, result, self._limits)
+            await exchange.run()
+        except asyncio.CancelledError:
+            result.error = result.error or self._cut_code
+            result.client_gone = result.error is None
+            raise
+        except JugglerError as error:
+            result.error = error.code
+            raise
+        except Exception:
+            result.error = JugglerError.code
+            if exchange is not None and exchange.head_sent:
+                self._transport.abort()
+            raise
+        finally:
+            self._exchange = None
+            lease.release(result)
+        return None
+
+    def _closes_after_own_answer(self, request: Request) -> bool:
+        """Decide, for an answer made here, whether the connection can go on."""
+        head = request.head
+        # HTTP/1.0: our own answers do not say keep-alive, so the client waits for the end.
+        self.closes = not (head.keep_alive and head.minor and request.body.complete) or self._listener.draining
+        return self.closes
+
+    def _answer_error(self, request: Request, error: JugglerError, path: bytes) -> None:
+        close = self._closes_after_own_answer(request)
+        self.write(error_response(error, path=path, head_only=request.head.method == b"HEAD", close=close))
+
+    # Endings
+
+    def _refuse(self, error: BadRequest) -> None:
+        """From a callback: the bytes of the client make going on impossible."""
+        exchange = self._exchange
+        self._cut_code = error.code
+        if exchange is not None and exchange.head_sent:
+            self._transport.abort()
+        else:
+            self._answer_and_close(error_response(error, close=True))
+        self._leave()
+
+    def _answer_and_close(self, answer: bytes) -> None:
+        self.write(answer)
+        self._close(discard=True)
+
+    def _close(self, *, discard: bool) -> None:
+        """Close after what was written. ``discard`` reads on for a while, or the client might lose the answer.
+
+        Closing a socket with unread input resets it, and a reset overtakes data in flight (RFC 9112 9.6).
+        """
+        self._state = State.CLOSING
+        if self._transport.is_closing():
+            return
+        unsent = self._transport.get_write_buffer_size() > 0
+        limits = self._limits
+        wait_s = limits.flush_timeout_s if unsent or not discard else limits.discard_timeout_s
+        self._deadline = self._loop.time() + wait_s
+        self._buffer = b""
+        self._body = None
+        if discard and self._transport.can_write_eof():
+            self.update_reading()
+            self._transport.write_eof()
+        else:
+            self._transport.close()
+
+    def _leave(self) -> None:
+        """The request in work, if any, is over: cut its upstream now, not when the coroutine next runs."""
+        if self._exchange is not None:
+            self._exchange.stop()
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+
+    def _touch_tunnel(self) -> None:
+        if self._deadline != _NEVER:
+            self._deadline = self._loop.time() + self._limits.half_close_timeout_s
+
+    @staticmethod
+    def _wake(waiter: "asyncio.Future[None]") -> None:
+        if not waiter.done():
+            waiter.set_result(None)

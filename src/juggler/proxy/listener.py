@@ -1,111 +1,165 @@
-"""Sockets that clients connect to: accepting, counting, sweeping, closing."""
+"""Listening sockets, and the connections accepted on them."""
 
 import asyncio
 import contextlib
-import logging
-import socket
+import errno
+import os
+import select
 
-from juggler.errors import AdmissionError
-from juggler.proxy.client import NEVER, ClientConnection
+from juggler.errors import AdmissionError, JugglerError
+from juggler.proxy.client import ClientConnection
 from juggler.proxy.contract import Gateway
 from juggler.proxy.limits import Limits
-from juggler.proxy.responses import error_response
 
-_log = logging.getLogger("juggler.proxy")
+_BACKLOG = 1024
+"""Connections the kernel accepts on our behalf during a busy turn of the loop."""
 
-BACKLOG = 1024
+_NO_IPV6 = frozenset((errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT))
+
+# Linux tells of a peer's end of file without reading up to it; elsewhere a connection whose reading is paused is
+# noticed when it is read again.
+_HANG_UP = getattr(select, "POLLRDHUP", 0)
 
 
 class Listener:
-    """All sockets of one server entry, and the connections that came in by them. Make it with ``start_listener``."""
+    """One configured address: its sockets and all their client connections.
+
+    Args:
+        gateway: The product behind it.
+        limits: Bounds for its connections.
+    """
 
     def __init__(self, gateway: Gateway, limits: Limits) -> None:
         self.gateway = gateway
         self.limits = limits
+        self.draining = False
+        """No further request is accepted on any connection."""
         self.addresses: list[tuple[str, int]] = []
-        """Where clients can connect, ports as bound."""
+        """Where it listens: numeric host and port."""
+        self.connections: set[ClientConnection] = set()
         self._servers: list[asyncio.Server] = []
-        self._connections: dict[ClientConnection, asyncio.Task[None]] = {}
         self._loop = asyncio.get_running_loop()
-        self._sweep_timer = self._loop.call_later(limits.sweep_interval_s, self._sweep)
+        self._sweep_timer: asyncio.TimerHandle | None = None
+        self._emptied: asyncio.Future[None] | None = None
 
-    def adopt(self, connection: ClientConnection) -> asyncio.Task[None] | None:
-        """Own a new connection's task; None (and the connection refused) above the limit."""
-        if len(self._connections) >= self.limits.connections:
-            error = AdmissionError("this address has too many connections open", retry_after_s=1.0)
-            connection.write(error_response(error, close=True))
-            if connection.transport is not None:
-                connection.transport.close()
-            return None
-        task = self._loop.create_task(connection.serve(), name="client connection")
-        self._connections[connection] = task
-        task.add_done_callback(lambda _: self._connections.pop(connection, None))
-        return task
+    async def bind(self, host: str, port: int) -> None:
+        """Open one more socket; its address is appended to ``addresses``.
+
+        Raises:
+            OSError: The address is taken or not ours; the text names it.
+        """
+        try:
+            server = await self._loop.create_server(
+                lambda: ClientConnection(self), host or None, port, backlog=_BACKLOG, reuse_address=os.name == "posix"
+            )
+        except OSError as error:
+            shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            raise OSError(error.errno, f"cannot listen on {shown}: {reason}") from error
+        self._servers.append(server)
+        for one in server.sockets:
+            name = one.getsockname()
+            self.addresses.append((name[0], name[1]))
 
     async def close(self, drain_s: float) -> None:
-        """Accept nothing new, close idle connections, let running exchanges end for ``drain_s`` s, then abort."""
-        for server in self._servers:
-            server.close()
-        for connection in list(self._connections):
-            connection.finish()
-        end = self._loop.time() + drain_s
-        while self._connections and self._loop.time() < end:
-            await asyncio.wait(list(self._connections.values()), timeout=end - self._loop.time())
-            await asyncio.sleep(0)
-        self.abort()
-        tasks = list(self._connections.values())
-        if tasks:
-            await asyncio.wait(tasks, timeout=1.0)
+        """Accept nothing more, let running exchanges finish for up to ``drain_s`` seconds, then cut them. Idempotent.
+
+        Returns when every connection is gone; cancelling it cuts them at once.
+        """
+        self._stop_accepting()
+        self.draining = True
+        for connection in list(self.connections):
+            if connection.idle:
+                connection.cut(None)
+        try:
+            await self._wait_until_empty(drain_s)
+        finally:
+            self.abort()
+        # An aborted connection is reported lost in the next turns of the loop.
+        await self._wait_until_empty(1.0)
 
     def abort(self) -> None:
-        """Close the sockets and cut every connection. Idempotent."""
-        self._sweep_timer.cancel()
+        """Accept nothing more and cut every connection now."""
+        self._stop_accepting()
+        self.draining = True
+        for connection in list(self.connections):
+            connection.cut("shutting_down")
+
+    def opened(self, connection: ClientConnection) -> JugglerError | None:
+        """A connection reports in; an error means it is one too many."""
+        refused = len(self.connections) >= self.limits.connections
+        self.connections.add(connection)
+        if self._sweep_timer is None:
+            self._sweep_timer = self._loop.call_later(self.limits.sweep_interval_s, self._sweep)
+        if refused:
+            return AdmissionError(f"{self.limits.connections} connections are open already.", retry_after_s=1)
+        return None
+
+    def closed(self, connection: ClientConnection) -> None:
+        """A connection is gone."""
+        self.connections.discard(connection)
+        if not self.connections:
+            if self._sweep_timer is not None:
+                self._sweep_timer.cancel()
+                self._sweep_timer = None
+            if self._emptied is not None and not self._emptied.done():
+                self._emptied.set_result(None)
+
+    def _stop_accepting(self) -> None:
         for server in self._servers:
             server.close()
-        for connection in list(self._connections):
-            connection.abort()
+        self._servers.clear()
 
-    async def open(self, host: str, port: int) -> None:
-        """Bind and listen; see ``start_listener``."""
-        if host != "localhost":
-            await self._bind(host, port)
-            return
-        await self._bind("127.0.0.1", port)
-        with contextlib.suppress(OSError):  # a machine without IPv6 still has its localhost
-            await self._bind("::1", self.addresses[0][1])
-
-    async def _bind(self, host: str, port: int) -> None:
-        server = await self._loop.create_server(lambda: ClientConnection(self), host, port, backlog=BACKLOG)
-        self._servers.append(server)
-        for sock in server.sockets:
-            if sock.family in (socket.AF_INET, socket.AF_INET6):
-                address = sock.getsockname()
-                self.addresses.append((str(address[0]), int(address[1])))
+    async def _wait_until_empty(self, timeout_s: float) -> None:
+        if self.connections:
+            self._emptied = self._loop.create_future()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self._emptied
+            self._emptied = None
 
     def _sweep(self) -> None:
-        """One look at all deadlines per second, instead of timers per request."""
+        """The only timer of all connections; runs while there are any."""
         now = self._loop.time()
-        for connection in [one for one in self._connections if one.deadline is not NEVER and one.deadline <= now]:
-            connection.expire()
-        self._sweep_timer = self._loop.call_later(self.limits.sweep_interval_s, self._sweep)
+        paused: dict[int, ClientConnection] = {}
+        for connection in list(self.connections):
+            connection.check(now)
+            descriptor = connection.paused_descriptor()
+            if descriptor is not None:
+                paused[descriptor] = connection
+        if paused and _HANG_UP:
+            poller = select.poll()
+            for descriptor in paused:
+                poller.register(descriptor, _HANG_UP)
+            for descriptor, _ in poller.poll(0):
+                paused[descriptor].cut(None)
+        self._sweep_timer = None
+        if self.connections:
+            self._sweep_timer = self._loop.call_later(self.limits.sweep_interval_s, self._sweep)
 
 
 async def start_listener(gateway: Gateway, host: str, port: int, limits: Limits | None = None) -> Listener:
-    """Listen for clients.
+    """Listen on an address. ``localhost`` means 127.0.0.1 and, where there is one, ::1.
 
     Args:
-        gateway: What stands behind this listener.
-        host: Address or name; ``localhost`` binds 127.0.0.1 and, where there is IPv6, ::1.
-        port: TCP port; 0 picks one.
-        limits: Bounds; the defaults if None.
+        gateway: The product behind it.
+        host: Name or numeric address; empty for all.
+        port: TCP port; 0 picks a free one, the same for both addresses of ``localhost``.
+        limits: Bounds for its connections.
 
     Raises:
-        OSError: The address cannot be bound; the text names it.
+        OSError: The address is taken or not ours; the text names it.
     """
     listener = Listener(gateway, limits or Limits())
+    if host != "localhost":
+        await listener.bind(host, port)
+        return listener
+    await listener.bind("127.0.0.1", port)
     try:
-        await listener.open(host, port)
-    except OSError:
-        listener.abort()
-        raise
+        await listener.bind("::1", listener.addresses[0][1])
+    except OSError as error:
+        # Not every machine has IPv6, but somebody else on our port would get half of our clients.
+        if error.errno not in _NO_IPV6:
+            listener.abort()
+            raise
     return listener

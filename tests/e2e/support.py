@@ -1,0 +1,167 @@
+"""Runs the real program in a process of its own, and asks it things over real sockets."""
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+PROGRAMS = Path(__file__).parents[1] / "programs"
+LIMIT_S = 20.0
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def eventually(condition: Callable[[], object], what: str, limit_s: float = LIMIT_S) -> Any:
+    """Poll until it is true; returns its value."""
+    end = time.monotonic() + limit_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < end, f"not within {limit_s} s: {what}"
+        time.sleep(0.01)
+
+
+def processes_marked(marker: str) -> list[str]:
+    """Command lines of all processes whose environment carries the marker; zombies have none."""
+    found = []
+    for directory in Path("/proc").iterdir():
+        if directory.name.isdecimal():
+            with contextlib.suppress(OSError):
+                if marker.encode() in (directory / "environ").read_bytes():
+                    found.append((directory / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+    return found
+
+
+class Answer:
+    """A whole HTTP answer."""
+
+    def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Juggler:
+    """One ``juggler serve`` in a process of its own."""
+
+    def __init__(self, tmp_path: Path, config: dict[str, Any], *, marker: str) -> None:
+        self.port = free_port()
+        self.control_port = free_port()
+        self.marker = marker
+        self.log = tmp_path / "juggler.log"
+        self.temp_dir = tmp_path / "temp"
+        config = {
+            "temp_dir": str(self.temp_dir),
+            "state_dir": str(tmp_path / "state"),
+            "control": {"port": self.control_port},
+            **config,
+        }
+        for server in config["servers"]:
+            server.setdefault("port", self.port)
+        self.config_path = tmp_path / "config.json"
+        self.config_path.write_text(json.dumps(config, indent=4))
+        self.stream = self.log.open("ab")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "juggler.cli.main", "serve", "--config", str(self.config_path)],
+            stdout=self.stream,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "JUGGLER_TEST_MARKER": marker},
+        )
+        eventually(self._listening, f"listening; log:\n{self.text()}")
+
+    def _listening(self) -> bool:
+        assert self.process.poll() is None, f"it ended:\n{self.text()}"
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.control_port), 1):
+            return True
+        return False
+
+    def text(self) -> str:
+        """Its log so far."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def ask(
+        self, method: str, path: str, body: object = None, *, port: int | None = None, timeout_s: float = LIMIT_S
+    ) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=timeout_s)
+        try:
+            data = json.dumps(body).encode() if body is not None else None
+            headers = {"Content-Type": "application/json"} if data is not None else {}
+            connection.request(method, path, data, headers)
+            answer = connection.getresponse()
+            return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
+        finally:
+            connection.close()
+
+    def status(self) -> Any:
+        return self.ask("GET", "/api/status", port=self.control_port).json()
+
+    def instance(self, name: str) -> Any:
+        return next(one for one in self.status()["instances"] if one["instance"] == name)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """End it politely; returns its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            return self.process.wait(LIMIT_S)
+        finally:
+            self.stream.close()
+
+    def left_behind(self) -> list[str]:
+        return [line for line in processes_marked(self.marker) if "pytest" not in line]
+
+
+@contextlib.contextmanager
+def running(tmp_path: Path, config: dict[str, Any]) -> Iterator[Juggler]:
+    """A juggler that is stopped at the end, and that must leave nothing."""
+    juggler = Juggler(tmp_path, config, marker=f"{tmp_path.name}-{time.monotonic_ns()}")
+    try:
+        yield juggler
+    finally:
+        if juggler.process.poll() is None:
+            juggler.stop()
+        juggler.stream.close()
+    eventually(lambda: not juggler.left_behind(), f"no process is left: {juggler.left_behind()}", 5)
+
+
+def web(*flags: str, **endpoint: Any) -> dict[str, Any]:
+    """One endpoint's backend entry on the stand-in web server."""
+    return {
+        "type": "command",
+        "binary": sys.executable,
+        "default_parameters": [str(PROGRAMS / "web.py"), "--port", "{port}", *flags],
+        **endpoint,
+    }
+
+
+def exclusive(**backends: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with one endpoint per backend, ``/<name>``, of which one at a time may be loaded."""
+    return {
+        "backends": backends,
+        "servers": [
+            {
+                "name": "S",
+                "endpoints": [
+                    {"name": name, "path_prefix": f"/{name}", "strip_prefix": True, "backend": name}
+                    for name in backends
+                ],
+            }
+        ],
+    }
