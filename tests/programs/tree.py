@@ -10,27 +10,28 @@ import sys
 import time
 
 
-def live() -> None:
+def live(generation: int) -> None:
     if "polite" not in sys.argv:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    os.write(ready, b"%d\n" % os.getpid())
+    os.write(ready, b"%d %d\n" % (generation, os.getpid()))
     time.sleep(60)
     os._exit(0)
 
 
 reader, ready = os.pipe()
 if os.fork() == 0:
-    live()
+    live(1)
 if os.fork() == 0:
     os.setsid()
     if os.fork() == 0:
-        live()
+        live(2)
     os._exit(0)
-pids = ""
-while pids.count("\n") < 2:
-    pids += os.read(reader, 100).decode()
-os.write(1, f"ready {os.getpid()} {' '.join(pids.split())}\n".encode())  # one write: no reader sees half a line
+told = ""
+while told.count("\n") < 2:
+    told += os.read(reader, 100).decode()
+child, grandchild = (line.split()[1] for line in sorted(told.splitlines()))
+os.write(1, f"ready {os.getpid()} {child} {grandchild}\n".encode())  # one write: no reader sees half a line
 if "exit" in sys.argv:
     os._exit(7)
 time.sleep(60)

@@ -1,182 +1,250 @@
-"""A scriptable backend, a stub gateway and a raw client for tests of the data plane."""
+"""A fake upstream, a stub gateway and a raw client, all over loopback sockets."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 
-from juggler.errors import JugglerError, RoutingError
+from juggler.errors import JugglerError
 from juggler.ids import EndpointId
-from juggler.proxy.contract import ExchangeResult, Lease, LocalResponse, RequestInfo, Route
+from juggler.proxy.contract import ExchangeResult, LocalResponse, RequestInfo, Route
 from juggler.proxy.limits import Limits
 from juggler.proxy.listener import Listener, start_listener
 from juggler.proxy.upstream import UpstreamPool
 from juggler.routing.traffic import TrafficClass
 
-LIMIT_S = 5.0
-Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+WAIT_S = 5.0
+FAST = Limits(sweep_interval_s=0.02)
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
-class StubLease:
-    """Counts its releases."""
-
-    def __init__(self, gateway: "StubGateway", upstream: UpstreamPool) -> None:
-        self.upstream = upstream
-        self._gateway = gateway
-
-    def release(self, result: ExchangeResult) -> None:
-        self._gateway.released.append(result)
-
-
-class StubGateway:
-    """Sends everything to one backend; can hold, refuse, and answer itself."""
-
-    def __init__(self, pool: UpstreamPool) -> None:
-        self.pool = pool
-        self.released: list[ExchangeResult] = []
-        self.acquired = 0
-        self.cancelled = 0
-        self.hold: asyncio.Event | None = None
-        self.refusal: JugglerError | None = None
-        self.prefix = b""
-
-    def route(self, method: bytes, target: bytes, host: bytes | None) -> Route | LocalResponse:
-        if target == b"/local":
-            return LocalResponse(200, b'{"here": true}')
-        if target == b"/nowhere":
-            raise RoutingError("no endpoint serves /nowhere", phase="routing")
-        stripped = target.removeprefix(self.prefix) or b"/"
-        return Route(EndpointId("s/e"), "e", stripped, TrafficClass.WORK, self.prefix)
-
-    async def acquire(self, route: Route, request: RequestInfo) -> Lease | LocalResponse:
-        try:
-            if self.hold is not None:
-                await self.hold.wait()
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
-        if self.refusal is not None:
-            raise self.refusal
-        self.acquired += 1
-        return StubLease(self, self.pool)
-
-
-class Backend:
-    """A server whose every connection runs one script; keeps what it received."""
-
-    def __init__(self, script: Script) -> None:
-        self.script = script
-        self.connections = 0
-        self.port = 0
-        self.lost = asyncio.Event()
-        """A connection ended from the other side while its script ran."""
-        self.tasks: set[asyncio.Task[None]] = set()
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        try:
-            await self.script(reader, writer)
-        except (ConnectionError, asyncio.IncompleteReadError):
-            self.lost.set()
-        finally:
-            writer.close()
-
-
-class Plane:
-    """One listener in front of one scripted backend."""
-
-    def __init__(self, listener: Listener, gateway: StubGateway, backend: Backend) -> None:
-        self.listener = listener
-        self.gateway = gateway
-        self.backend = backend
-
-    @property
-    def port(self) -> int:
-        return self.listener.addresses[0][1]
-
-    async def connect(self) -> "Client":
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        return Client(reader, writer)
-
-    async def ask(self, raw: bytes) -> bytes:
-        """Send bytes, return everything until the connection ends."""
-        client = await self.connect()
-        client.send(raw)
-        try:
-            return await client.rest()
-        finally:
-            client.close()
-
-
-class Client:
-    """A raw client connection with deadlines."""
+class Peer:
+    """One end of a connection, with a deadline on every read."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
 
-    def send(self, raw: bytes) -> None:
-        self.writer.write(raw)
+    def send(self, data: bytes) -> None:
+        self.writer.write(data)
 
-    async def until(self, end: bytes) -> bytes:
-        async with asyncio.timeout(LIMIT_S):
-            return await self.reader.readuntil(end)
+    async def exactly(self, expected: bytes) -> None:
+        """Read as many bytes as ``expected`` has and compare."""
+        got = b""
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            async with asyncio.timeout(WAIT_S):
+                while len(got) < len(expected) and (piece := await self.reader.read(len(expected) - len(got))):
+                    got += piece
+        assert got == expected
 
-    async def exactly(self, size: int) -> bytes:
-        async with asyncio.timeout(LIMIT_S):
+    async def head(self) -> bytes:
+        async with asyncio.timeout(WAIT_S):
+            return await self.reader.readuntil(b"\r\n\r\n")
+
+    async def body(self, size: int) -> bytes:
+        async with asyncio.timeout(WAIT_S):
             return await self.reader.readexactly(size)
 
-    async def rest(self) -> bytes:
-        """Until the other side closes."""
-        async with asyncio.timeout(LIMIT_S):
+    async def to_end(self) -> bytes:
+        """Everything until end of file; raises ConnectionResetError if the connection was cut."""
+        async with asyncio.timeout(WAIT_S):
             return await self.reader.read()
 
-    def close(self) -> None:
-        self.writer.close()
+    async def gone(self) -> None:
+        """Wait until the other end has closed or reset."""
+        with contextlib.suppress(ConnectionError):
+            await self.to_end()
+
+    async def answer(self) -> tuple[int, bytes, bytes]:
+        """Status, head and Content-Length body of one answer."""
+        head = await self.head()
+        length = next(
+            (int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")), 0
+        )
+        return int(head[9:12]), head, await self.body(length)
+
+    def reset(self) -> None:
+        self.writer.transport.abort()
 
 
-@asynccontextmanager
-async def plane(script: Script, limits: Limits | None = None, *, keepalive: bool = True) -> AsyncIterator[Plane]:
-    """A data plane in front of a backend that runs ``script`` on each connection."""
-    backend = Backend(script)
-    server = await asyncio.start_server(backend.serve, "127.0.0.1", 0, limit=2**22)
-    backend.port = server.sockets[0].getsockname()[1]
-    pool = UpstreamPool("127.0.0.1", backend.port, keepalive=keepalive)
-    gateway = StubGateway(pool)
-    listener = await start_listener(gateway, "127.0.0.1", 0, limits)
-    try:
-        yield Plane(listener, gateway, backend)
-    finally:
-        await listener.close(0.0)
-        pool.close()
-        server.close()
+Handler = Callable[[Peer], Awaitable[None]]
 
 
-async def eventually(condition: Callable[[], bool], what: str) -> None:
-    """Poll until it holds; fails after the limit."""
-    end = asyncio.get_running_loop().time() + LIMIT_S
-    while not condition():
-        assert asyncio.get_running_loop().time() < end, f"not within {LIMIT_S} s: {what}"
-        await asyncio.sleep(0.002)
+class FakeUpstream:
+    """Runs ``handler`` for each accepted connection; failures inside it are raised at the end of the test."""
+
+    def __init__(self) -> None:
+        self.handler: Handler = answer_ok
+        self.accepted = 0
+        self.requests: list[bytes] = []
+        self.port = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failures: list[BaseException] = []
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator["FakeUpstream"]:
+        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.port = server.sockets[0].getsockname()[1]
+        try:
+            yield self
+        finally:
+            server.close()
+            for task in list(self._tasks):
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        for failure in self._failures:
+            raise failure
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            await self.handler(Peer(reader, writer))
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        except Exception as error:
+            self._failures.append(error)
+        finally:
+            self._tasks.discard(task)
+            writer.close()
 
 
-def answering(*answers: bytes) -> Script:
-    """A backend that reads one head (and its Content-Length) per answer."""
+async def answer_ok(peer: Peer) -> None:
+    while True:
+        await peer.head()
+        peer.send(OK)
 
-    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+
+def replies(*answers: bytes, requests: list[bytes] | None = None) -> Handler:
+    """Answer the n-th head of a connection with the n-th of ``answers``, then close."""
+
+    async def handler(peer: Peer) -> None:
         for answer in answers:
-            await read_request(reader)
-            writer.write(answer)
-            await writer.drain()
-        await reader.read(1)  # until the other side closes
+            head = await peer.head()
+            if requests is not None:
+                requests.append(head)
+            peer.send(answer)
 
-    return script
+    return handler
 
 
-async def read_request(reader: asyncio.StreamReader) -> bytes:
-    """Head and body (Content-Length only) of the next request."""
-    head = await reader.readuntil(b"\r\n\r\n")
-    for line in head.split(b"\r\n"):
-        name, _, value = line.partition(b":")
-        if name.lower() == b"content-length":
-            return head + await reader.readexactly(int(value))
-    return head
+@dataclass
+class StubLease:
+    upstream: UpstreamPool
+    results: list[ExchangeResult]
+    released: int = 0
+
+    def release(self, result: ExchangeResult) -> None:
+        self.released += 1
+        self.results.append(result)
+
+
+@dataclass
+class StubGateway:
+    """Routes everything to one pool; ``hold`` delays the lease, ``refusal`` and ``local`` replace it."""
+
+    pool: UpstreamPool
+    prefix: bytes = b""
+    hold: asyncio.Event | None = None
+    refusal: Exception | None = None
+    routing_error: JugglerError | None = None
+    local: LocalResponse | None = None
+    leases: list[StubLease] = field(default_factory=list)
+    results: list[ExchangeResult] = field(default_factory=list)
+    asked: list[RequestInfo] = field(default_factory=list)
+    cancelled: int = 0
+
+    def route(self, method: bytes, target: bytes, host: bytes | None) -> Route | LocalResponse:
+        if self.routing_error is not None:
+            raise self.routing_error
+        target = target.removeprefix(self.prefix) or b"/"
+        return Route(EndpointId("s/e"), "e", target, TrafficClass.WORK, self.prefix)
+
+    async def acquire(self, route: Route, request: RequestInfo) -> StubLease | LocalResponse:
+        self.asked.append(request)
+        if self.hold is not None:
+            try:
+                await self.hold.wait()
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
+        if self.refusal is not None:
+            raise self.refusal
+        if self.local is not None:
+            return self.local
+        lease = StubLease(self.pool, self.results)
+        self.leases.append(lease)
+        return lease
+
+
+@dataclass
+class Rig:
+    """Client side, proxy and upstream of one test."""
+
+    listener: Listener
+    gateway: StubGateway
+    upstream: FakeUpstream
+    pool: UpstreamPool
+    _clients: list[Peer] = field(default_factory=list)
+
+    async def connect(self, *, limit: int = 2**16) -> Peer:
+        host, port = self.listener.addresses[0]
+        peer = Peer(*await asyncio.open_connection(host, port, limit=limit))
+        self._clients.append(peer)
+        return peer
+
+    async def ask(self, request: bytes) -> Peer:
+        peer = await self.connect()
+        peer.send(request)
+        return peer
+
+    async def result(self, index: int = 0) -> ExchangeResult:
+        """The result of the n-th exchange; each lease released exactly once."""
+        await until(lambda: len(self.gateway.results) > index)
+        assert all(lease.released == 1 for lease in self.gateway.leases)
+        return self.gateway.results[index]
+
+    def close_clients(self) -> None:
+        for peer in self._clients:
+            peer.writer.transport.abort()
+
+
+@contextlib.asynccontextmanager
+async def rig(
+    handler: Handler | None = None, *, limits: Limits = FAST, keepalive: bool = True, prefix: bytes = b""
+) -> AsyncIterator[Rig]:
+    upstream = FakeUpstream()
+    if handler is not None:
+        upstream.handler = handler
+    async with upstream.running():
+        pool = UpstreamPool("127.0.0.1", upstream.port, keepalive=keepalive)
+        gateway = StubGateway(pool, prefix)
+        listener = await start_listener(gateway, "127.0.0.1", 0, limits)
+        setup = Rig(listener, gateway, upstream, pool)
+        try:
+            yield setup
+        finally:
+            setup.close_clients()
+            await listener.close(0)
+            pool.close()
+            assert not listener.connections
+            assert not pool.active
+            assert all(lease.released == 1 for lease in gateway.leases)
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = WAIT_S) -> None:
+    """Poll; fails after ``timeout_s`` seconds."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+def header(head: bytes, name: bytes) -> bytes | None:
+    """The value of a field of a head, or None."""
+    for line in head.split(b"\r\n")[1:]:
+        key, _, value = line.partition(b":")
+        if key.lower() == name.lower():
+            return value.strip()
+    return None

@@ -194,7 +194,11 @@ class LlamaCppBackend(Backend):
         return ProbeResult.WRONG_SERVER if answer.status < 500 else ProbeResult.NOT_YET
 
     async def busy(self, caller: Caller) -> bool:
-        """Whether a slot works: with ``X-Conversation-Id`` a generation outlives its request (backends.md 2.5)."""
+        """Whether a slot works: with ``X-Conversation-Id`` a generation outlives its request (backends.md 2.5).
+
+        Not to be asked more than about once in 1.5 s for long: the server looks for clients that hung up only when
+        none of its tasks finished for a second, and each look at its slots is a task (seen with build 11549).
+        """
         if await self._asleep(caller):
             return False
         if self._slots_route:

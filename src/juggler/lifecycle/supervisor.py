@@ -18,11 +18,9 @@ Mistakes in a backend module are logged with a traceback and become failures of 
 import asyncio
 import enum
 import logging
-import shutil
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from juggler.backends.base import Address, Backend, LaunchPlan
@@ -30,6 +28,7 @@ from juggler.clock import Clock
 from juggler.errors import BackendError, InvalidTransition, ReadyTimeout, StartFailed
 from juggler.ids import InstanceId
 from juggler.lifecycle.caller import HttpCaller
+from juggler.lifecycle.guardian import remove_paths
 from juggler.lifecycle.launcher import ExitReport, Launcher, LaunchHandle
 from juggler.lifecycle.readiness import LOG_TAIL_LINES, PortTaken, start_ended, unexpected_end, wait_until_ready
 from juggler.lifecycle.reports import Reports, log_failure, masked_command
@@ -293,7 +292,8 @@ class Supervisor:
                 self._launch = _Launch(generation, handle, HttpCaller(handle.address), grace_s)
             else:
                 spawning.cancel()
-                _remove_files(plan.temp_files)
+                # Private files of a plan that never became a process; for all others it is the launcher's task.
+                remove_paths(list(plan.temp_files))
         if not spawning.done():
             raise StartFailed(f"no process after {format_duration(SPAWN_LIMIT_S)}")
         spawning.result()  # raises what the launcher raised
@@ -592,16 +592,4 @@ class Supervisor:
 
 def _discard_plan(planning: asyncio.Task[LaunchPlan]) -> None:
     if succeeded(planning):
-        _remove_files(planning.result().temp_files)
-
-
-def _remove_files(paths: Sequence[str]) -> None:
-    """Remove the private files of a plan that never became a process; its launcher does it for all others."""
-    for path in map(Path, paths):
-        try:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-        except OSError as error:
-            _log.warning("could not remove %s: %s", path, error)
+        remove_paths(list(planning.result().temp_files))

@@ -123,11 +123,15 @@ class ClientConnection(asyncio.Protocol):
         if state is State.CLOSING:
             return
         if self._body is not None:
-            data = self._feed_body(self._body, data)
+            try:
+                data = self._feed_body(self._body, data)
+            except FramingError as error:
+                self._refuse(_bad_body(error))
+                return
             if not data:
                 return
         self._buffer = self._buffer + data if self._buffer else data
-        if self._waiter is not None and self._find_head():
+        if self._waiter is not None and self._request is None and self._find_head():
             self._wake(self._waiter)
         elif self._state is State.BUSY:
             self.update_reading()
@@ -144,8 +148,8 @@ class ClientConnection(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._listener.closed(self)
         self._leave()
+        self._listener.closed(self)
 
     def pause_writing(self) -> None:
         self.write_paused = True
@@ -199,6 +203,12 @@ class ClientConnection(asyncio.Protocol):
         self._cut_code = code
         self._leave()
         self._transport.abort()
+
+    def finish(self) -> None:
+        """Close after what was written, if it is idle."""
+        if self.idle:
+            self._close(discard=False)
+            self._leave()
 
     # For the exchange
 
@@ -264,31 +274,29 @@ class ClientConnection(asyncio.Protocol):
                     self._deadline = self._loop.time() + limits.head_timeout_s
                 return False
             head = parse_request(buffer[:end])
+            body = RequestBody(head)
+            self._body = None if body.complete else body
+            self._state = State.BUSY
+            self._deadline = _NEVER
+            rest, self._buffer = buffer[end:], b""
+            if rest:
+                self._buffer = self._feed_body(body, rest) if self._body is not None else rest
         except BadRequest as error:
             self._request = error
-            return True
-        rest, self._buffer = buffer[end:], b""
-        body = RequestBody(head)
-        self._request = Request(head, body)
-        self._state = State.BUSY
-        self._deadline = _NEVER
-        self.closes = False
-        if not body.complete:
-            self._body = body
-            if rest:
-                rest = self._feed_body(body, rest)
-        if self._state is State.BUSY:
-            self._buffer = rest
+        except FramingError as error:
+            self._request = _bad_body(error)
+        else:
+            self._request = Request(head, body)
             self.update_reading()
         return True
 
     def _feed_body(self, body: RequestBody, data: bytes) -> bytes:
-        """Pass a piece on or keep it; returns what lies behind the body."""
-        try:
-            end = body.feed(data)
-        except FramingError as error:
-            self._refuse(BadRequest(f"The request body is malformed: {error}."))
-            return b""
+        """Pass a piece on or keep it; returns what lies behind the body.
+
+        Raises:
+            FramingError: See ``RequestBody.feed``.
+        """
+        end = body.feed(data)
         piece, rest = (data, b"") if end == len(data) else (data[:end], data[end:])
         if body.complete:
             self._body = None
@@ -309,6 +317,7 @@ class ClientConnection(asyncio.Protocol):
                 self._drained = None
         self._state = State.HEAD
         self._head_started = False
+        self.closes = False
         self._deadline = self._loop.time() + self._limits.idle_timeout_s
         if not (self._buffer and self._find_head()):
             self.update_reading()
@@ -333,11 +342,12 @@ class ClientConnection(asyncio.Protocol):
                 await self._answer(request)
                 if self._listener.draining:
                     break
-            self._close(discard=self._body is not None)
+            self._close(discard=self._body is not None or bool(self._buffer))
         finally:
-            self._state = State.CLOSING
-            if self._deadline == _NEVER:
-                self._transport.abort()  # cancelled from outside: nobody else would close it
+            if self._state is not State.CLOSING:
+                # Cancelled, or a bug: nobody else would close it.
+                self._state = State.CLOSING
+                self._transport.abort()
 
     async def _answer(self, request: Request) -> None:
         head = request.head
@@ -373,8 +383,9 @@ class ClientConnection(asyncio.Protocol):
             exchange = self._exchange = Exchange(self, request, route, lease.upstream, result, self._limits)
             await exchange.run()
         except asyncio.CancelledError:
-            result.error = result.error or self._cut_code
-            result.client_gone = result.error is None
+            if exchange is None or not exchange.complete:
+                result.error = result.error or self._cut_code
+                result.client_gone = result.error is None
             raise
         except JugglerError as error:
             result.error = error.code
@@ -451,3 +462,7 @@ class ClientConnection(asyncio.Protocol):
     def _wake(waiter: "asyncio.Future[None]") -> None:
         if not waiter.done():
             waiter.set_result(None)
+
+
+def _bad_body(error: FramingError) -> BadRequest:
+    return BadRequest(f"The request body is malformed: {error}.")

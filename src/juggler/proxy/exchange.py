@@ -74,6 +74,7 @@ class Exchange:
         "_tracker",
         "_upstream",
         "_upstream_ended",
+        "complete",
         "done",
         "head_sent",
         "tunnel",
@@ -111,6 +112,8 @@ class Exchange:
         self._upstream_ended = False
         self.done = False
         """Nothing more will come of this exchange."""
+        self.complete = False
+        """The answer was passed on whole, or both sides of a tunnel have ended."""
         self.head_sent = False
         """The client has got an answer head: from here on no answer of our own fits in."""
         self.tunnel = False
@@ -359,6 +362,7 @@ class Exchange:
             self._pool.release(connection, answer.keep_alive_timeout_s)
         else:
             connection.abort()
+        self.complete = True
         self._finish()
 
     def _broken(self, what: str) -> None:
@@ -393,6 +397,7 @@ class Exchange:
         connection, self._upstream = self._upstream, None
         if connection is not None:
             connection.close()
+        self.complete = True
         self._finish()
 
     def _finish(self) -> None:

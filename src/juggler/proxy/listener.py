@@ -69,8 +69,7 @@ class Listener:
         self._stop_accepting()
         self.draining = True
         for connection in list(self.connections):
-            if connection.idle:
-                connection.cut(None)
+            connection.finish()
         try:
             await self._wait_until_empty(drain_s)
         finally:

@@ -126,11 +126,9 @@ class FakeHandle:
 class FakeLauncher:
     """A ``Launcher``; each start takes the next program, the last one repeats."""
 
-    def __init__(
-        self, programs: Iterable[FakeProgram] = (FakeProgram(),), *, reserve: Iterable[Act] = (Act(),)
-    ) -> None:
-        self._programs = list(programs)
-        self._reserve = Script(reserve)
+    def __init__(self, *programs: FakeProgram, reserve: Act | None = None) -> None:
+        self._programs = list(programs) or [FakeProgram()]
+        self._reserve = reserve or Act()
         self._next_port = 40001
         self.handles: list[FakeHandle] = []
         """Every process that was ever started, in order."""

@@ -9,7 +9,7 @@ import asyncio
 import selectors
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
-from typing import Any, TypeVar, TypeVarTuple, Unpack
+from typing import Any, TypeVar, TypeVarTuple
 
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
@@ -36,9 +36,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         """Whether no thread is at work that may have something to tell first."""
         return self._busy_threads == 0
 
-    def run_in_executor(
-        self, executor: Executor | None, func: Callable[[Unpack[_Ts]], _T], *args: Unpack[_Ts]
-    ) -> asyncio.Future[_T]:
+    def run_in_executor(self, executor: Executor | None, func: Callable[[*_Ts], _T], *args: *_Ts) -> asyncio.Future[_T]:
         """As in any loop; time stands still until the future is done."""
         future = super().run_in_executor(executor, func, *args)
         self._busy_threads += 1

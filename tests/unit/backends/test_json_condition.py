@@ -44,5 +44,5 @@ def test_other_documents_are_harmless(document: object) -> None:
 @pytest.mark.parametrize("text", ["", "> 0", "a >", "a > b", "a = 1", "a > 0 b", "a..b", "__import__('os')", "a > 'x'"])
 def test_nonsense_is_refused_with_the_text(text: str) -> None:
     """A mistake is found when the configuration is read, and shown."""
-    with pytest.raises(ValueError, match="condition|JSON value"):
+    with pytest.raises(ValueError, match=r"condition|JSON value"):
         parse_condition(text)

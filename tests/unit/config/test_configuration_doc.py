@@ -78,7 +78,7 @@ def test_every_key_is_documented(place: tuple[str, ...], model: type[Model]) -> 
         field.alias or name for name, field in model.model_fields.items()
     }
     text = DOC.read_text(encoding="utf-8")
-    documented = text.partition(marker(place) + "\n")[2].partition("\n\n")[0]
+    documented = text.partition(marker(place) + "\n")[2].partition("\n\n")[0].rstrip("\n")
     assert documented == expected_table(place), f"put this behind {marker(place)}:\n{expected_table(place)}"
 
 
