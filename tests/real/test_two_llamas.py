@@ -79,7 +79,7 @@ def test_a_long_prompt_comes_from_the_cache_after_a_swap(tmp_path: Path) -> None
         again = juggler.ask("POST", "/a/completion", body).json()["timings"]
         assert again["prompt_n"] <= 100, again
         assert again["cache_n"] >= 1900, again
-    saved = [file for file in (tmp_path / "state" / "kv").rglob("*.bin")]
+    saved = list((tmp_path / "state" / "kv").rglob("*.bin"))
     assert saved
     assert all(file.stat().st_mode & 0o777 == 0o600 for file in saved)
     for server in config["servers"]:

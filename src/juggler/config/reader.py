@@ -221,7 +221,7 @@ class _Reader:
         run = _COMMENT_AFTER.sub("", match.group(), count=1).rstrip() if match else ""
         # Two values on one line without a comma are two entries; only letters after letters are unquoted text.
         word = run.partition(" ")[0].partition("\t")[0]
-        if word in _WORDS or _NUMBER.match(word):
+        if word in _WORDS or word in _OTHER_WORDS or _NUMBER.match(word):
             run = word
         if not run or not (run[0].isalnum() or run[0] in "-+._$%<~/\\@*&"):
             self._stop(start, f'unexpected "{self.text[start]}" where a value must be')

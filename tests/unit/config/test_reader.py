@@ -128,7 +128,7 @@ def test_windows_paths_get_their_hint(raw: str, hint: str) -> None:
     ("raw", "column", "meaning"),
     [
         (r"C:\test\new.gguf", 5, "a tab"),
-        (r"C:\\test\new.gguf", 10, "a line end"),
+        (r"C:\\test\new.gguf", 11, "a line end"),
         (r"C:\bin", 5, "a backspace"),
         (r"C:\files", 5, "a form feed"),
         (r"models\raw.gguf", 9, "a carriage return"),
@@ -187,9 +187,9 @@ def test_reports_are_bounded() -> None:
 )
 def test_hostile_texts_take_no_quadratic_time(text: str) -> None:
     """Half a megabyte of anything is read in time that grows with its length."""
-    began = time.perf_counter()
+    began = time.process_time()
     read(text)
-    assert time.perf_counter() - began < 2.0
+    assert time.process_time() - began < 2.0
 
 
 def test_no_limit_on_integers_is_hit() -> None:
@@ -210,6 +210,7 @@ _documents = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(_documents, st.sampled_from([None, 1, "\t"]), st.booleans())
 def test_reads_json_as_the_standard_library_does(document: object, indent: int | str | None, ascii_only: bool) -> None:
     """Whatever json.dumps writes is read as json.loads reads it, in every layout."""
@@ -220,7 +221,7 @@ def test_reads_json_as_the_standard_library_does(document: object, indent: int |
     assert plain(result.root) == json.loads(text)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.text(alphabet="{}[]\",:'\\ntu/*#-01eE.+ \nTrxd8“=", max_size=60))
 def test_any_text_gives_a_tree_or_a_reason(text: str) -> None:
     """Nothing raises; no tree without an error, and every place lies in the text."""

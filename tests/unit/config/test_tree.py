@@ -36,7 +36,7 @@ def test_plain_values() -> None:
 
 def test_descriptions_name_what_was_found() -> None:
     """Messages tell kinds and values apart, shortened."""
-    assert [describe(node) for node in (tree("{}"), tree("[]"), tree('"x"'), tree("1"), tree("true"), tree("null"))] == [
+    assert [describe(tree(text)) for text in ("{}", "[]", '"x"', "1", "true", "null")] == [
         "an object", "a list", 'the text "x"', "the number 1", "true", "null",
     ]  # fmt: skip
     assert quoted("a\nb") == '"a\\nb"'

@@ -77,7 +77,7 @@ def test_complains(text: str, place: str, message: str) -> None:
     ("text", "place", "hint"),
     [
         ("a:\n\tb: 1", "2:1", "indent with spaces, not tabs"),
-        ('a: "C:\\models"', "1:7", "in double quotes write a backslash twice; in single quotes it stands for itself"),
+        ('a: "C:\\models"', "1:8", "in double quotes write a backslash twice; in single quotes it stands for itself"),
         ("a: [1", "1:6", None),
         ("a: \x07", "1:4", None),
         ('a: "\\UFFFFFFFF"', "1:1", None),
@@ -100,10 +100,10 @@ def test_aliases_are_bounded() -> None:
     """A billion laughs are one problem, at once."""
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
-    began = time.perf_counter()
+    began = time.process_time()
     (problem,) = read("\n".join(lines)).problems
     assert problem.code == "too-large"
-    assert time.perf_counter() - began < 1.0
+    assert time.process_time() - began < 1.0
 
 
 def test_depth_is_bounded_through_aliases_too() -> None:
@@ -124,13 +124,14 @@ _documents = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(_documents)
 def test_json_is_yaml(document: object) -> None:
     """A JSON text is read the same by both readers."""
     assert value(json.dumps(document)) == document
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.text(alphabet="ab:-[]{}&*!|>%@`\"'\\ \n\t#?,<01eu~²", max_size=50))
 def test_any_text_gives_a_tree_or_a_reason(text: str) -> None:
     """Nothing raises, whatever PyYAML makes of it."""
