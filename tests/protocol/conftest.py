@@ -1,14 +1,10 @@
 """Protocol tests run on asyncio, and again on uvloop where it is installed."""
 
 import asyncio
+import importlib.util
 from collections.abc import Callable, Mapping
 
 import pytest
-
-try:
-    import uvloop
-except ImportError:  # an optional extra
-    uvloop = None
 
 
 def pytest_asyncio_loop_factories(
@@ -16,6 +12,8 @@ def pytest_asyncio_loop_factories(
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Every test of this folder runs once per event loop."""
     factories: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
-    if uvloop is not None:
+    if importlib.util.find_spec("uvloop") is not None:  # an optional extra
+        import uvloop
+
         factories["uvloop"] = uvloop.new_event_loop
     return factories

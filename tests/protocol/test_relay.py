@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from juggler.proxy.limits import Limits
 from tests.protocol.support import OK, Peer, header, replies, rig
 
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -209,8 +210,6 @@ async def test_expect_continue_is_answered_for_a_backend_that_ignores_it() -> No
         await peer.head()
         assert await peer.body(3) == b"abc"
         peer.send(b"HTTP/1.1 100 Continue\r\n\r\n" + OK)
-
-    from juggler.proxy.limits import Limits
 
     async with rig(backend, limits=Limits(sweep_interval_s=0.02, expect_timeout_s=0.05)) as setup:
         peer = await setup.ask(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n")

@@ -264,7 +264,7 @@ class KvCache:
 
     def _has_room(self) -> bool:
         usage = shutil.disk_usage(self._directory)
-        return usage.free > max(FREE_DISK_LEAST, int(usage.total * FREE_DISK_FRACTION))
+        return usage.free > min(FREE_DISK_LEAST, int(usage.total * FREE_DISK_FRACTION))
 
     def _limit_s(self, size_bytes: int) -> float:
         return min(SAVE_BASE_S + size_bytes / SAVE_BYTES_PER_S, SAVE_LIMIT_S)

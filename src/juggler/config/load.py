@@ -22,6 +22,8 @@ from juggler.config.tree import FILE_BYTES_MAX, Node, Read, follow, key_position
 Format = Literal["json", "yaml"]
 
 _YAML_SUFFIXES = frozenset({".yaml", ".yml"})
+_CODES_OF_NAMES = frozenset({"unknown-backend", "unknown-warmup", "duplicate-name", "bad-prefix", "bad-url"})
+_CODES_OF_BACKENDS = frozenset({"unknown-type", "missing-key", "attach-refused"})
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _BOM = "\N{ZERO WIDTH NO-BREAK SPACE}"
 
@@ -126,8 +128,8 @@ def load_text(text: str, path: str | Path = "config.json", format: Format = "jso
 def _problems_beside(error: ValidationError, data: object, source: Source, root: Node) -> list[Problem]:
     """How the remaining values fit together once those that pydantic refused are left out.
 
-    Without this, an unknown key would hide an unknown backend until the next run. What concerns an object that
-    lost a value is not told: it may be wrong only because of the loss.
+    Without this, an unknown key would hide an unknown backend until the next run. Only what cannot be a mere
+    consequence of the loss is told.
     """
     from juggler.config.validate import validate
 
@@ -143,16 +145,21 @@ def _problems_beside(error: ValidationError, data: object, source: Source, root:
         owner = data
         for part in parent:
             owner = owner[part] if isinstance(owner, (dict, list)) else None  # type: ignore[index]
-        if not isinstance(owner, dict) or (not parent and found[0] in Config.model_fields):
+        if not isinstance(owner, dict):
             return []
         owner.pop(found[keys[-1]], None)
-        if parent:
-            incomplete.append(path_text(parent))
+        incomplete.append(path_text(parent))
     try:
         loaded = LoadedConfig(Config.model_validate(data), source, root)
     except ValidationError:
         return []
-    return [problem for problem in validate(loaded) if not problem.key.startswith(tuple(incomplete))]
+
+    def is_sure(problem: Problem) -> bool:
+        if problem.code in _CODES_OF_BACKENDS:
+            return not any(problem.key == part or problem.key.startswith(f"{part}.") for part in incomplete)
+        return problem.code in _CODES_OF_NAMES
+
+    return [problem for problem in validate(loaded) if is_sure(problem)]
 
 
 def _read(source: Source, format: Format) -> Read:

@@ -360,8 +360,6 @@ class Supervisor:
 
     async def _give_up(self, generation: int, error: BackendError) -> None:
         """Report a failed start or wake at once, then remove what is left of the process."""
-        if self._stop_is_ordered(generation):
-            return
         log_failure(self.instance, error)
         self._reports.start_failed(self.instance, generation, error)
         await self._end(polite=False)

@@ -192,6 +192,16 @@ class ClientConnection(asyncio.Protocol):
         else:
             self._transport.abort()
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of a request body that have arrived; they are all kept while the request is held."""
+        return self._body.size if self._body is not None else 0
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes of answers that the client has not taken."""
+        return self._transport.get_write_buffer_size()
+
     def paused_descriptor(self) -> int | None:
         """File descriptor of a connection that is not being read, so that nobody would notice its end."""
         if not self._read_paused or self._transport.is_closing():

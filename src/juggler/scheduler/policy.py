@@ -37,8 +37,9 @@ class Policy:
     first_service_s: float = 5 * SECONDS
     """Service time assumed before the first request was seen."""
 
-    busy_probe_every_s: float = 1 * SECONDS
-    """How often a drained backend that says it is busy is asked again."""
+    busy_probe_every_s: float = 2 * SECONDS
+    """How often a drained backend that says it is busy is asked again. Asked more than about once a second, llama.cpp
+    does not notice that a client hung up and goes on generating (seen with xllamacpp 2026.10.11549)."""
 
     busy_limit_s: float = 10 * MINUTES
     """How long the backend's own word "busy" can delay a swap once none of our requests runs on it."""

@@ -243,5 +243,5 @@ async def test_nothing_breaks_out_of_its_line(method: str, headers: dict[str, st
 
 async def test_an_impossible_host_is_an_os_error() -> None:
     """A host name that no resolver takes does not raise foreign exceptions."""
-    with pytest.raises(OSError, match="host|resolve|known|service"):
+    with pytest.raises(OSError, match="is not a host that can be called"):
         await HttpCaller(Address("a" * 80 + ".invalid", 80)).call("GET", "/")

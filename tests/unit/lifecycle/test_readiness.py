@@ -17,6 +17,7 @@ from juggler.testing.scripted import Act
 from juggler.testing.virtual_time import VirtualClock, run_virtual
 
 SETTINGS = BackendSettings(InstanceId("main/chat"), endpoint_name="chat", type="fake")
+GOOD = FakeProgram()
 
 
 async def _started(program: FakeProgram) -> FakeHandle:
@@ -25,7 +26,7 @@ async def _started(program: FakeProgram) -> FakeHandle:
 
 
 async def _wait(
-    *probes: Act, program: FakeProgram = FakeProgram(), timeout_s: float = 600.0, hints: dict[str, str] | None = None
+    *probes: Act, program: FakeProgram = GOOD, timeout_s: float = 600.0, hints: dict[str, str] | None = None
 ) -> tuple[float, BaseException | None, FakeBackend]:
     """Seconds it took, what it raised, and the backend."""
     backend = FakeBackend(SETTINGS, script={"probe": probes}, hints=hints)
@@ -154,7 +155,7 @@ def test_cancelling_cancels_the_probe() -> None:
     ("line", "taken"),
     [
         (
-            "ERROR: [Errno 98] error while attempting to bind on address ('127.0.0.1', 8188): address already in use",
+            "ERROR: [Errno 98] error while attempting to bind on address ('::1', 8188): address already in use",
             True,
         ),
         ("couldn't bind HTTP server socket, hostname: 127.0.0.1, port: 8080", True),

@@ -1,0 +1,40 @@
+"""What is kept of a request's body."""
+
+import pytest
+
+from juggler.proxy.body import RequestBody
+from juggler.proxy.framing import FramingError
+from juggler.proxy.head import parse_request
+
+
+def _body(fields: bytes) -> RequestBody:
+    return RequestBody(parse_request(b"POST / HTTP/1.1\r\nHost: h\r\n" + fields + b"\r\n"))
+
+
+@pytest.mark.parametrize("fields", [b"", b"Content-Length: 0\r\n"])
+def test_no_body_is_complete(fields: bytes) -> None:
+    """Nothing is waited for."""
+    assert _body(fields).complete
+
+
+def test_end_and_rest_are_told_apart() -> None:
+    """Bytes behind the body belong to the next request."""
+    body = _body(b"Content-Length: 3\r\n")
+    assert (body.feed(b"ab"), body.complete) == (2, False)
+    assert (body.feed(b"cGET"), body.complete, body.size) == (1, True, 3)
+
+
+def test_let_go_is_for_good() -> None:
+    """Once bytes are gone, keeping later ones would make a body with a hole."""
+    body = _body(b"Content-Length: 9\r\n")
+    body.keep(b"abc")
+    assert body.kept == [b"abc"]
+    body.let_go()
+    body.keep(b"def")
+    assert body.kept is None
+
+
+def test_malformed_chunks_raise() -> None:
+    """The caller refuses the request."""
+    with pytest.raises(FramingError):
+        _body(b"Transfer-Encoding: chunked\r\n").feed(b"zz\r\n")
