@@ -244,7 +244,8 @@ class EndpointModel(Model):
     )
     memory: Footprint | None = Field(
         default=None,
-        description="Bytes needed while loaded: on the first GPU pool, or per pool. Without it the whole first GPU pool is assumed.",
+        description="Bytes needed while loaded: on the first GPU pool, or per pool. Without it the whole first GPU "
+        "pool is assumed.",
     )
     memory_unloaded: Footprint | None = Field(
         default=None, description="Bytes still held after the model was unloaded and the process kept; same form."

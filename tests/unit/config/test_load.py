@@ -244,7 +244,7 @@ def test_all_problems_are_told_at_once() -> None:
         (2, 5, "quotes"),
         (3, 46, "missing-comma"),
         (5, 37, "unknown-key"),
-        (6, 37, "unknown-backend"),
+        (6, 38, "unknown-backend"),
         (9, 27, "unknown-warmup"),
     ]
 

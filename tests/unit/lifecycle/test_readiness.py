@@ -1,7 +1,7 @@
 """Waiting until a started process is ready, in virtual time."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import pytest
@@ -10,7 +10,7 @@ from juggler.backends.base import Address, BackendSettings
 from juggler.errors import ReadyTimeout, StartFailed
 from juggler.ids import InstanceId
 from juggler.lifecycle.caller import HttpCaller
-from juggler.lifecycle.readiness import PortTaken, address_in_use, last_meaningful_line, wait_until_ready
+from juggler.lifecycle.readiness import PortTaken, address_in_use, hint_of, last_meaningful_line, wait_until_ready
 from juggler.testing.fake_backend import NOT_YET, READY, WRONG_SERVER, FakeBackend
 from juggler.testing.fake_launcher import FakeHandle, FakeLauncher, FakeProgram
 from juggler.testing.scripted import Act
@@ -186,3 +186,13 @@ def test_complaints_about_the_address(line: str, taken: bool) -> None:
 def test_the_last_meaningful_line(lines: list[str], chosen: str | None) -> None:
     """A person gets the complaint, not the decoration after it."""
     assert last_meaningful_line(lines) == chosen
+
+
+def test_a_module_that_fails_to_hint_costs_only_the_hint() -> None:
+    """The report of a failed start does not depend on the module's guess at its cause."""
+
+    class Hopeless(FakeBackend):
+        def hint_for(self, output: Sequence[str]) -> str | None:
+            raise IndexError("list index out of range")
+
+    assert hint_of(Hopeless(SETTINGS), ["x"]) is None

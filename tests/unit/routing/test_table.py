@@ -1,0 +1,115 @@
+"""Routing is pure: raw bytes in, a route or a refusal out."""
+
+import pytest
+
+from juggler.errors import BadRequest, BlockedRoute, RoutingError
+from juggler.ids import EndpointId
+from juggler.routing.table import Entry, RoutingTable
+from juggler.routing.target import parse_target
+from juggler.routing.traffic import TrafficClass, TrafficRule, TrafficTable, parse_match
+
+TRAFFIC = TrafficTable(
+    [TrafficRule("POST /slots/*", TrafficClass.BLOCKED), TrafficRule("* /ws", TrafficClass.HELD_OPEN)]
+)
+
+
+def table(*entries: tuple[str, str, bool]) -> RoutingTable:
+    """Entries are (name, prefix, strip)."""
+    return RoutingTable("S", [Entry(EndpointId(name), name, prefix, strip, TRAFFIC) for name, prefix, strip in entries])
+
+
+SEED = table(("vision", "/vision", True), ("deep", "/a/b", True), ("kept", "/sdapi", False), ("default", "", False))
+
+
+@pytest.mark.parametrize(
+    ("target", "endpoint", "upstream"),
+    [
+        (b"/vision", "vision", b"/"),
+        (b"/vision?x=1", "vision", b"/?x=1"),
+        (b"/vision/", "vision", b"/"),
+        (b"/vision/v1/chat?a=%20&b", "vision", b"/v1/chat?a=%20&b"),
+        (b"/vision2", "default", b"/vision2"),
+        (b"/Vision", "default", b"/Vision"),
+        (b"/vision%2Fx", "default", b"/vision%2Fx"),
+        (b"/vision//../%zz", "vision", b"//../%zz"),
+        (b"/a/b/c", "deep", b"/c"),
+        (b"/a/bc", "default", b"/a/bc"),
+        (b"/sdapi/v1/x", "kept", b"/sdapi/v1/x"),
+        (b"http://host:1/vision/x?y", "vision", b"/x?y"),
+        (b"http://host", "default", b"/"),
+        (b"http://host?q", "default", b"/?q"),
+        (b"*", "default", b"*"),
+        (b"/", "default", b"/"),
+    ],
+)
+def test_targets_reach_their_endpoint_with_raw_bytes_kept(target: bytes, endpoint: str, upstream: bytes) -> None:
+    """First match on a segment boundary; only the prefix is taken off."""
+    route = SEED.match(b"GET", target)
+    assert (route.endpoint, route.target) == (endpoint, upstream)
+
+
+def test_the_first_entry_that_matches_wins_even_if_a_later_one_is_longer() -> None:
+    """Order is the operator's, not the length of the prefix."""
+    assert table(("all", "", False), ("x", "/x", False)).match(b"GET", b"/x").endpoint == "all"
+    assert table(("x", "/x", False), ("xy", "/x/y", False)).match(b"GET", b"/x/y").endpoint == "x"
+    assert table(("xy", "/x/y", False), ("x", "/x", False)).match(b"GET", b"/x/y/z").endpoint == "xy"
+
+
+def test_prefixes_outside_ascii_match_in_both_forms() -> None:
+    """Clients percent-encode what operators write plainly."""
+    spaced = table(("e", "/größe x", True))
+    for path in ("/größe x/y".encode(), b"/gr%C3%B6%C3%9Fe%20x/y"):
+        assert spaced.match(b"GET", path).target == b"/y"
+
+
+def test_an_unknown_path_lists_the_endpoints() -> None:
+    """The 404 tells what there is."""
+    with pytest.raises(RoutingError) as caught:
+        table(("v", "/v", True)).match(b"GET", b"/w")
+    assert caught.value.status == 404
+    assert caught.value.details["endpoints"] == [{"name": "v", "path_prefix": "/v"}]
+
+
+@pytest.mark.parametrize("target", [b"ftp://x/", b"x", b"a:1", b"http://"])
+def test_other_forms_of_targets_are_bad_requests(target: bytes) -> None:
+    """CONNECT's authority form and nonsense are refused."""
+    with pytest.raises(BadRequest):
+        parse_target(target)
+
+
+def test_control_routes_are_blocked_after_stripping() -> None:
+    """The class is decided on the path that the backend would see."""
+    with pytest.raises(BlockedRoute) as caught:
+        SEED.match(b"POST", b"/vision/slots/0?action=erase")
+    assert caught.value.status == 403
+    assert SEED.match(b"GET", b"/vision/ws").traffic is TrafficClass.HELD_OPEN
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "traffic"),
+    [
+        (b"GET", b"/any", TrafficClass.LIGHT),
+        (b"HEAD", b"/any", TrafficClass.LIGHT),
+        (b"OPTIONS", b"/slots/0", TrafficClass.LIGHT),
+        (b"POST", b"/any", TrafficClass.WORK),
+        (b"BREW", b"/any", TrafficClass.WORK),
+        (b"PUT", b"/ws", TrafficClass.HELD_OPEN),
+    ],
+)
+def test_general_traffic_rules(method: bytes, path: bytes, traffic: TrafficClass) -> None:
+    """Unknown paths: what changes something is work, what only looks is light, preflights never wake."""
+    assert TRAFFIC.classify(method, path) is traffic
+
+
+def test_the_operators_rules_come_first() -> None:
+    """An override opens what the type's table blocks."""
+    opened = TRAFFIC.extended_by([TrafficRule("POST|PUT /slots/*", TrafficClass.WORK)])
+    assert opened.classify(b"POST", b"/slots/1") is TrafficClass.WORK
+    assert TRAFFIC.extended_by([]) is TRAFFIC
+
+
+@pytest.mark.parametrize("match", ["GET", "/x", "GET x", ""])
+def test_malformed_patterns_are_explained(match: str) -> None:
+    """A pattern needs a method and a path."""
+    with pytest.raises(ValueError, match="is not a traffic pattern"):
+        parse_match(match)
