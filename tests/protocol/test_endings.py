@@ -419,3 +419,25 @@ async def test_localhost_is_both_loopback_addresses() -> None:
             writer.close()
     finally:
         await listener.close(0)
+
+
+async def test_client_that_leaves_with_an_answer_unread() -> None:
+    """Bytes the client never took do not delay the end: its backend connection goes as soon as the client does."""
+    left = asyncio.Event()
+
+    async def backend(peer: Peer) -> None:
+        await peer.head()
+        peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 200000000\r\n\r\n" + bytes(60 * MIB))
+        await peer.gone()
+        left.set()
+
+    async with rig(backend) as setup:
+        peer = await setup.ask(GET)
+        await peer.head()
+        peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        (connection,) = setup.listener.connections
+        await until(lambda: connection.write_paused)
+        peer.writer.write_eof()
+        async with asyncio.timeout(SOON_S):
+            await left.wait()
+        assert (await setup.result()).client_gone

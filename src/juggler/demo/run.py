@@ -45,7 +45,7 @@ class DemoFiles:
 
 
 def demo_config(directory: Path, port: int, control_port: int) -> dict[str, object]:
-    """14 + 12 GB of chat models and 10 GB of image model on a pretend card of 24 GB: no two of them fit."""
+    """Chat models of 14 GiB and an image model of 11 GiB on a pretend card of 24 GiB: no two of them fit."""
 
     def chat(name: str, model: str, memory: str) -> dict[str, object]:
         return {
@@ -79,7 +79,7 @@ def demo_config(directory: Path, port: int, control_port: int) -> dict[str, obje
                 "name": "Demo",
                 "host": "127.0.0.1",
                 "port": port,
-                "endpoints": [chat("Chat A", "tiny-a", "14GiB"), chat("Chat B", "tiny-b", "13GiB"), image],
+                "endpoints": [chat("Chat A", "tiny-a", "14GiB"), chat("Chat B", "tiny-b", "14GiB"), image],
             }
         ],
     }

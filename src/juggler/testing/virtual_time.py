@@ -43,6 +43,14 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         future.add_done_callback(self._on_thread_done)
         return future
 
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        """As in any loop; it too waits for a thread, with a time limit since Python 3.12."""
+        self._busy_threads += 1
+        try:
+            await super().shutdown_default_executor()
+        finally:
+            self._busy_threads -= 1
+
     def _on_thread_done(self, _: "asyncio.Future[Any]") -> None:
         self._busy_threads -= 1
 

@@ -45,7 +45,8 @@ def test_types_that_cannot_be_run(kind: str) -> None:
     [
         ({"memory": {"pools": "auto"}}, ["memory.pools"]),
         ({"memory": {"pools": {"gpu0": 1}}}, []),
-        ({"scheduler": {"dial": "fair", "kappa": 1, "kappa_class": 2}}, ["scheduler.dial", "scheduler.kappa", "scheduler.kappa_class"]),
+        ({"scheduler": {"dial": "fair"}}, ["scheduler.dial"]),
+        ({"scheduler": {"kappa": 1, "kappa_class": 2}}, ["scheduler.kappa", "scheduler.kappa_class"]),
         ({"scheduler": {"beta": 1, "hard": 2, "max_wait": 3, "queue_limit": 4, "deadline_batch": 5, "_dial": 6}}, []),
         ({"scheduler": {"dial": None}}, []),
         ({"backend": {"type": "command", "binary": "/x", "attach_to": "http://x"}}, ["backends.b.attach_to"]),

@@ -4,7 +4,6 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,12 @@ from juggler.config.machine import machine_problems
 
 
 @pytest.fixture
-def port() -> Iterator[int]:
+def port() -> int:
     """A port that is free on the loopback addresses while the test runs (not held: SO_REUSEADDR would hide it)."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         number: int = probe.getsockname()[1]
-    yield number
+    return number
 
 
 def found(
@@ -85,11 +84,11 @@ def test_home_directories_are_expanded(tmp_path: Path, port: int, monkeypatch: p
 
 
 def test_a_program_that_nothing_starts_is_a_warning(tmp_path: Path, port: int) -> None:
-    """Unused backends, and those attached to a running server, may lack their program."""
+    """Unused backends, and those of types that cannot be run yet, may lack their program."""
     missing = {"binary": "/none/x"}
     assert [severity for severity, *_ in found(tmp_path, port, missing, used=False)] == ["warning"]
-    attached = {"binary": "/none/x", "attach_to": "http://127.0.0.1:1"}
-    assert [severity for severity, *_ in found(tmp_path, port, attached)] == ["warning"]
+    assert [severity for severity, *_ in found(tmp_path, port, {**missing, "type": "sdwebui"})] == ["warning"]
+    assert [severity for severity, *_ in found(tmp_path, port, missing)] == ["error"]
 
 
 def test_working_directories(tmp_path: Path, port: int) -> None:
@@ -105,7 +104,8 @@ def test_working_directories(tmp_path: Path, port: int) -> None:
 def test_directories_of_ours(tmp_path: Path, port: int, key: str) -> None:
     """What cannot be made is an error now rather than at the start."""
     (tmp_path / "file").write_text("")
-    ((severity, code, where, message),) = found(tmp_path, port, **{key: str(tmp_path / "file" / "deep" / "er")})
+    top: dict[str, Any] = {key: str(tmp_path / "file" / "deep" / "er")}
+    ((severity, code, where, message),) = found(tmp_path, port, None, **top)
     assert (severity, code, where) == ("error", "bad-directory", key)
     assert f"{tmp_path / 'file'} is not a directory" in message
 
@@ -138,10 +138,10 @@ def test_the_control_port_is_looked_at(tmp_path: Path, port: int) -> None:
 
 @pytest.mark.parametrize(
     ("host", "words"),
-    [("192.0.2.1", "is not an address of this machine"), ("no-such-host.invalid", "is not known here")],
+    [("192.0.2.1", "is not an address of this machine"), ("a..b", "is not known here")],
 )
 def test_addresses_of_others(tmp_path: Path, port: int, host: str, words: str) -> None:
-    """Addresses that this machine does not have (192.0.2.0/24 is for documentation, RFC 5737) are told."""
+    """Addresses of other machines (192.0.2.0/24 is for documentation, RFC 5737) and what is no host name."""
     ((severity, _, _, message),) = found(tmp_path, port, host=host)
     assert severity == "warning"
     assert words in message

@@ -12,6 +12,7 @@ import pytest
 from juggler.backends.base import BackendSettings, HttpCall
 from juggler.config.load import load_config, load_text
 from juggler.config.resolve import ControlAddress, ResolvedConfig, ResolvedEndpoint, expand, resolve
+from juggler.ids import EndpointId, InstanceId
 from juggler.routing.traffic import TrafficClass, TrafficRule
 from juggler.units import GIB
 
@@ -48,14 +49,15 @@ def test_defaults() -> None:
     assert (server.name, server.host, server.port) == ("S", "127.0.0.1", 9000)
     endpoint = only(config)
     assert endpoint == ResolvedEndpoint(
-        id="S/E", name="E", server_name="S", prefix="", strip_prefix=False, settings=endpoint.settings, supported=True,
+        id=EndpointId("S/E"), name="E", server_name="S", prefix="", strip_prefix=False,
+        settings=endpoint.settings, supported=True,
         memory=None, memory_unloaded={}, priority=0, max_wait_s=60.0, concurrency=None, queue_limit=512,
         idle_unload_s=None, pinned=False, traffic_rules=(),
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
     assert endpoint.settings == BackendSettings(
-        instance="S/E", endpoint_name="E", type="command", binary="server",
+        instance=InstanceId("S/E"), endpoint_name="E", type="command", binary="server",
         temp_dir=config.temp_dir, state_dir=config.state_dir,
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
 
 
 def test_everything_written() -> None:
@@ -68,8 +70,9 @@ def test_everything_written() -> None:
             "traffic": [{"match": "GET /x", "class": "held-open"}],
         },
         {
-            "binary": "/opt/../bin/x", "attach_to": "http://x:1/", "default_parameters": ["a", "b"], "model_unloading": False,
-            "env": {"A": "1", "B": "1"}, "cwd": "/w", "start_timeout": "1m", "stop_timeout": 3, "stop_signal": "SIGINT",
+            "binary": "/opt/../bin/x", "attach_to": "http://x:1/", "default_parameters": ["a", "b"],
+            "model_unloading": False, "env": {"A": "1", "B": "1"},
+            "cwd": "/w", "start_timeout": "1m", "stop_timeout": 3, "stop_signal": "SIGINT",
             "ready_path": "/h", "unload": "POST /u", "wake": {"path": "/w", "body": {"level": 1}, "expect": [200, 204]},
             "busy": {"path": "/q", "busy_when": "n > 0"},
         },

@@ -94,7 +94,8 @@ def test_control_off() -> None:
     base: dict[str, Any] = {"backends": {}, "servers": [{"name": "S", "port": 1, "endpoints": []}]}
     assert Config.model_validate({**base, "control": False}).control is False
     assert Config.model_validate(base).control == ControlModel()
-    for value in (True, 0, "off", []):
+    values: tuple[Any, ...] = (True, 0, "off", [])
+    for value in values:
         with pytest.raises(ValidationError):
             Config.model_validate({**base, "control": value})
 

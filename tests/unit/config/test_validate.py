@@ -72,7 +72,7 @@ URL = "http://localhost:7860"
 )
 def test_what_each_type_takes(kind: str, neither: str, binary: str, attach: str, both: str) -> None:
     """Which of ``binary`` and ``attach_to`` a type needs and accepts."""
-    given = ({}, {"binary": "/x"}, {"attach_to": URL}, {"binary": "/x", "attach_to": URL})
+    given: tuple[dict[str, str], ...] = ({}, {"binary": "/x"}, {"attach_to": URL}, {"binary": "/x", "attach_to": URL})
     for keys, expected in zip(given, (neither, binary, attach, both), strict=True):
         assert sorted(code for _, code, _ in found(backend(type=kind, **keys))) == expected.split()
 
@@ -140,7 +140,8 @@ def test_duplicate_names() -> None:
         ("127.0.0.1", "127.0.0.1", True), ("localhost", "127.0.0.1", True), ("::1", "LOCALHOST", True),
         ("localhost", "localhost", True), ("0.0.0.0", "127.0.0.1", True), ("192.168.1.5", "0.0.0.0", True),
         ("0.0.0.0", "localhost", True), ("::", "::1", True), ("::", "0.0.0.0", False), ("127.0.0.1", "::1", False),
-        ("127.0.0.1", "127.0.0.2", False), ("0:0:0:0:0:0:0:1", "::1", True), ("box", "BOX", True), ("box", "0.0.0.0", False),
+        ("127.0.0.1", "127.0.0.2", False), ("0:0:0:0:0:0:0:1", "::1", True), ("box", "BOX", True),
+        ("box", "0.0.0.0", False),
     ],
 )  # fmt: skip
 def test_two_servers_on_one_address(one: str, other: str, clash: bool) -> None:
@@ -296,4 +297,4 @@ def test_warm_up(entries: list[tuple[str, str]], expected: list[tuple[str, str, 
 def test_models_are_frozen() -> None:
     """Nothing changes a configuration once it was checked."""
     with pytest.raises(ValueError, match="frozen"):
-        BackendModel().binary = "x"  # type: ignore[misc]
+        BackendModel().binary = "x"
