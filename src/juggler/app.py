@@ -73,7 +73,11 @@ class App:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._prepare_directories()
         clock = SystemClock()
-        launcher = self.launcher if self.launcher is not None else LocalLauncher()
+        launcher: Launcher
+        if self.launcher is not None:
+            launcher = self.launcher
+        else:
+            launcher = LocalLauncher()
         endpoints = [endpoint for server in self.config.servers for endpoint in server.endpoints]
         backends = {_instance(one): create(one.settings) for one in endpoints if one.supported}
         self.engine = _make_engine(self.config, endpoints, backends, clock)
@@ -89,7 +93,7 @@ class App:
                     for instance, supervisor in self.engine.supervisors.items()
                 ]
                 try:
-                    await self._serve(tasks)
+                    await self._serve(tasks, launcher)
                 finally:
                     for owner in owners:
                         owner.cancel()
@@ -100,8 +104,10 @@ class App:
                 listener.abort()
             await launcher.close()
 
-    async def _serve(self, tasks: asyncio.TaskGroup) -> None:
+    async def _serve(self, tasks: asyncio.TaskGroup, launcher: Launcher) -> None:
         await self._listen()
+        if isinstance(launcher, LocalLauncher):
+            launcher.prepare()  # the first start finds a guardian ready
         warming = tasks.create_task(self.warmup.run(self.engine), name="warm-up")
         if self.on_listening is not None:
             self.on_listening(self)

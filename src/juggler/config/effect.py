@@ -77,7 +77,7 @@ _TABLE = (
     _Row("scheduler.kappa", '"kappa" is not in effect yet', _always),
     _Row("scheduler.kappa_class", '"kappa_class" is not in effect yet', _always),
     _Row("backends.*", "backends of type {type} cannot be run yet: their endpoints answer 501", _unsupported),
-    _Row("backends.*.attach_to", '"attach_to" is not in effect yet: the program is started', _supported),
+    _Row("backends.*.attach_to", '"attach_to" is not in effect yet: the endpoints answer 501', _supported),
     _Row("backends.*.host", '"host" {value} is not in effect yet: backends listen on 127.0.0.1', _elsewhere),
     _Row("backends.*.model_unloading", '"model_unloading" has no effect yet for type {type}', _cannot_unload),
     _Row("servers.*.endpoints.*.share", '"share" is not in effect yet: the endpoint has its own process', _is_true),

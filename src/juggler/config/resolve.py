@@ -194,7 +194,7 @@ def _endpoint(
         prefix=normal_prefix(endpoint.path_prefix),
         strip_prefix=endpoint.strip_prefix,
         settings=_settings(config, own_id, endpoint, backend, kind, temp_dir, state_dir),
-        supported=kind in SUPPORTED_TYPES,
+        supported=kind in SUPPORTED_TYPES and backend.attach_to is None,
         memory=_footprint(endpoint.memory, pools),
         memory_unloaded=_footprint(endpoint.memory_unloaded, pools) or {},
         priority=priority,

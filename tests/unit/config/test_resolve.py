@@ -90,6 +90,7 @@ def test_everything_written() -> None:
     assert (endpoint.memory, endpoint.memory_unloaded) == ({"gpu0": 2 * GIB}, {"ram": GIB})
     assert (endpoint.concurrency, endpoint.queue_limit, endpoint.idle_unload_s, endpoint.pinned) == (4, 7, 300.0, True)
     assert endpoint.traffic_rules == (TrafficRule("GET /x", TrafficClass.HELD_OPEN),)
+    assert not endpoint.supported, "attaching comes later; starting the program instead would be a second copy"
     assert endpoint.settings == BackendSettings(
         instance=endpoint.settings.instance, endpoint_name="E", type="command", binary="/bin/x", attach_to="http://x:1",
         parameters=("a", "b", "c"), env={"A": "2", "B": "1", "C": "3"}, cwd="/w", model_unloading=False,
