@@ -10,8 +10,12 @@ in one of four states:
 """
 
 import asyncio
+import contextlib
 import enum
 import logging
+import os
+import socket
+import struct
 from typing import Protocol, cast
 
 from juggler.errors import BadRequest, JugglerError
@@ -229,10 +233,17 @@ class ClientConnection(asyncio.Protocol):
     def write_eof(self) -> None:
         """The backend's half of a tunnel has ended."""
         self._deadline = self._loop.time() + self._limits.half_close_timeout_s
-        if not self._transport.is_closing():
-            self._transport.write_eof()
+        self._end_output()
 
     def abort(self) -> None:
+        self._transport.abort()
+
+    def reset(self) -> None:
+        """Cut the connection so that the client sees an error, where a mere end would look like the answer's."""
+        if not self._transport.is_closing():
+            with contextlib.suppress(OSError):
+                option = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
+                self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, option)
         self._transport.abort()
 
     def start_tunnel(self) -> bytes:
@@ -320,6 +331,7 @@ class ClientConnection(asyncio.Protocol):
     async def _next_request(self) -> Request | BadRequest:
         """Wait for the next head; not before the client has taken the answers it already got."""
         while self.write_paused:
+            self._deadline = self._loop.time() + self._limits.flush_timeout_s
             self._drained = self._loop.create_future()
             try:
                 await self._drained
@@ -453,9 +465,18 @@ class ClientConnection(asyncio.Protocol):
         self._body = None
         if discard and self._transport.can_write_eof():
             self.update_reading()
-            self._transport.write_eof()
+            self._end_output()
         else:
             self._transport.close()
+
+    def _end_output(self) -> None:
+        """End our half, after what was written."""
+        if self._transport.is_closing():
+            return
+        try:
+            self._transport.write_eof()
+        except OSError:
+            self._transport.abort()  # the client has reset the connection, and the loop does not know it yet
 
     def _leave(self) -> None:
         """The request in work, if any, is over: cut its upstream now, not when the coroutine next runs."""

@@ -37,6 +37,7 @@ class ClientSide(Protocol):
     def write(self, data: bytes) -> None: ...
     def write_eof(self) -> None: ...
     def abort(self) -> None: ...
+    def reset(self) -> None: ...
     def update_reading(self) -> None: ...
     def start_tunnel(self) -> bytes: ...
     def tunnel_activity(self) -> None: ...
@@ -255,6 +256,8 @@ class Exchange:
         if head.expects_continue and not body.size and not body.complete:
             self._expect_deadline = self._loop.time() + self._limits.expect_timeout_s
         self._result.bytes_up = body.size
+        if not body.complete:
+            connection.watch_answer()
         connection.write(data)
         self._client.update_reading()  # a body held back by its bound may flow now
 
@@ -388,7 +391,10 @@ class Exchange:
             self._result.error = self._error.code
             self._error = None
             self._finish()
-            self._client.abort()
+            if self._tracker is _UNTIL_CLOSE or self._decoder is not None:
+                self._client.reset()  # to this client a plain end of file is the end of a whole answer
+            else:
+                self._client.abort()
         else:
             self._result.status = None
             self._finish()

@@ -14,6 +14,9 @@ from juggler.proxy.limits import Limits
 _BACKLOG = 1024
 """Connections the kernel accepts on our behalf during a busy turn of the loop."""
 
+_REFUSALS = 64
+"""Connections over the limit that are told so; each lives on until its 503 was read. Further ones are cut."""
+
 _NO_IPV6 = frozenset((errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT))
 
 # Linux tells of a peer's end of file without reading up to it; elsewhere a connection whose reading is paused is
@@ -90,6 +93,8 @@ class Listener:
         self.connections.add(connection)
         if self._sweep_timer is None:
             self._sweep_timer = self._loop.call_later(self.limits.sweep_interval_s, self._sweep)
+        if len(self.connections) > self.limits.connections + _REFUSALS:
+            connection.cut(None)
         if refused:
             return AdmissionError(f"{self.limits.connections} connections are open already.", retry_after_s=1)
         return None

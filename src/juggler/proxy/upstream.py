@@ -1,6 +1,8 @@
 """Connections to one backend instance, and the pool that keeps the idle ones."""
 
 import asyncio
+import os
+import socket
 from typing import TYPE_CHECKING, cast
 
 from juggler.errors import ConnectFailed, UpstreamClosed
@@ -23,11 +25,14 @@ FLUSH_TIMEOUT_S = 10 * SECONDS
 
 _WRITE_BUFFER_BYTES = 256 * KIB
 
+_LAST_READS = 32
+"""Reads of a dead connection: enough for any receive buffer."""
+
 
 class UpstreamConnection(asyncio.Protocol):
     """One connection to a backend: idle in its pool, or bound to one exchange that gets all its events."""
 
-    __slots__ = ("exchange", "expires_at", "pool", "read_paused", "reused", "transport")
+    __slots__ = ("exchange", "expires_at", "pool", "read_paused", "reused", "spare", "transport")
 
     def __init__(self, pool: "UpstreamPool") -> None:
         self.pool = pool
@@ -37,6 +42,8 @@ class UpstreamConnection(asyncio.Protocol):
         """It has carried an exchange before: the backend may have closed it in the meantime."""
         self.read_paused = False
         self.expires_at = 0.0
+        self.spare: socket.socket | None = None
+        """A second descriptor of the socket, while an upload runs; see ``watch_answer``."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
@@ -53,6 +60,9 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.pool.forget(self)
+        if self.exchange is not None and exc is not None:
+            self._read_last_words()
+        self.drop_spare()
         if self.exchange is not None:
             self.exchange.on_upstream_lost(exc)
 
@@ -72,7 +82,23 @@ class UpstreamConnection(asyncio.Protocol):
     def write_eof(self) -> None:
         """End our half, after what was written."""
         if self.transport is not None and not self.transport.is_closing():
-            self.transport.write_eof()
+            try:
+                self.transport.write_eof()
+            except OSError:
+                self.transport.abort()  # reset by the backend, and the loop does not know it yet
+
+    def watch_answer(self) -> None:
+        """Make sure that an answer sent in the middle of an upload is read although the upload fails.
+
+        A backend that refuses a body answers and closes; our next write fails, and both event loops then close
+        the socket with the answer unread in it. A second descriptor keeps that within reach.
+        """
+        if os.name == "posix" and self.spare is None and self.transport is not None:
+            try:
+                self.spare = socket.socket(fileno=os.dup(self.transport.get_extra_info("socket").fileno()))
+                self.spare.setblocking(False)
+            except OSError:
+                self.drop_spare()  # out of descriptors: the answer may then get lost
 
     @property
     def unsent(self) -> int:
@@ -94,6 +120,7 @@ class UpstreamConnection(asyncio.Protocol):
         """Cut the connection now; its exchange hears nothing more of it."""
         self.exchange = None
         self.pool.forget(self)
+        self.drop_spare()  # or the backend would not see the end
         if self.transport is not None:
             self.transport.abort()
 
@@ -105,6 +132,24 @@ class UpstreamConnection(asyncio.Protocol):
             asyncio.get_running_loop().call_later(FLUSH_TIMEOUT_S, self.transport.abort)
         else:
             self.abort()
+
+    def _read_last_words(self) -> None:
+        """Hand over what came before the reset and was not read; bounded by the socket's receive buffer."""
+        for _ in range(_LAST_READS):
+            if self.spare is None or self.exchange is None:
+                return
+            try:
+                data = self.spare.recv(_WRITE_BUFFER_BYTES)
+            except OSError:
+                return
+            if not data:
+                return
+            self.exchange.on_upstream_data(data)
+
+    def drop_spare(self) -> None:
+        if self.spare is not None:
+            self.spare.close()
+            self.spare = None
 
 
 class UpstreamPool:
@@ -173,6 +218,7 @@ class UpstreamPool:
         """
         self.active.discard(connection)
         connection.exchange = None
+        connection.drop_spare()
         connection.resume_reading()
         limit = IDLE_TIMEOUT_S if idle_limit_s is None else min(IDLE_TIMEOUT_S, idle_limit_s - 1)
         transport = connection.transport
