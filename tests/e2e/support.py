@@ -58,6 +58,10 @@ class Answer:
         return json.loads(self.body)
 
 
+class Ended(Exception):
+    """The juggler ended before it listened; the text is its log."""
+
+
 class Juggler:
     """One ``juggler serve`` in a process of its own."""
 
@@ -84,10 +88,17 @@ class Juggler:
             stderr=subprocess.STDOUT,
             env={**os.environ, "JUGGLER_TEST_MARKER": marker},
         )
-        eventually(self._listening, f"listening; log:\n{self.text()}")
+        try:
+            eventually(self._listening, "listening")
+        except BaseException:
+            self.process.kill()
+            self.process.wait()
+            self.stream.close()
+            raise
 
     def _listening(self) -> bool:
-        assert self.process.poll() is None, f"it ended:\n{self.text()}"
+        if self.process.poll() is not None:
+            raise Ended(self.text())
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.control_port), 1):
             return True
         return False
@@ -128,10 +139,23 @@ class Juggler:
         return [line for line in processes_marked(self.marker) if "pytest" not in line]
 
 
+def _started(tmp_path: Path, config: dict[str, Any]) -> Juggler:
+    """Started, once more on other ports if somebody took ours between the choice and the bind."""
+    for attempt in range(3):
+        fresh = json.loads(json.dumps(config))
+        try:
+            return Juggler(tmp_path, fresh, marker=f"{tmp_path.name}-{time.monotonic_ns()}")
+        except Ended as ended:
+            if attempt == 2 or "in use" not in str(ended):
+                raise
+            (tmp_path / "juggler.log").unlink()
+    raise AssertionError("unreachable")
+
+
 @contextlib.contextmanager
 def running(tmp_path: Path, config: dict[str, Any]) -> Iterator[Juggler]:
     """A juggler that is stopped at the end, and that must leave nothing."""
-    juggler = Juggler(tmp_path, config, marker=f"{tmp_path.name}-{time.monotonic_ns()}")
+    juggler = _started(tmp_path, config)
     try:
         yield juggler
     finally:

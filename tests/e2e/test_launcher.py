@@ -85,8 +85,8 @@ async def test_surroundings_of_a_program(launcher: LocalLauncher, tmp_path: Path
     assert seen["fds"] == [0, 1, 2]
     assert seen["stdin"] == os.devnull
     assert int(seen["blocked"], 16) == 0
-    # CPython itself ignores SIGPIPE and SIGXFSZ.
-    assert int(seen["ignored"], 16) == 1 << (signal.SIGPIPE - 1) | 1 << (signal.SIGXFSZ - 1)
+    # CPython itself ignores SIGPIPE and SIGXFSZ; signals from 32 on are the C library's and the surroundings' own.
+    assert int(seen["ignored"], 16) & 0x7FFFFFFF == 1 << (signal.SIGPIPE - 1) | 1 << (signal.SIGXFSZ - 1)
     assert seen["leader"]
     assert (seen["cwd"], seen["env"], seen["argv"]) == (str(tmp_path), env, ["ä b", ""])
 

@@ -141,10 +141,12 @@ def _problems_beside(error: ValidationError, data: object, source: Source, root:
         keys = [index for index, part in enumerate(found) if isinstance(part, str)]
         if detail["type"] == "missing" or not keys:
             return []
-        parent = found[: keys[-1]]
         owner = data
-        for part in parent:
-            owner = owner[part] if isinstance(owner, (dict, list)) else None  # type: ignore[index]
+        try:
+            for part in found[: keys[-1]]:
+                owner = owner[part]  # type: ignore[index]  # what it is not subscriptable with is caught
+        except (LookupError, TypeError):
+            continue  # it went with a larger part that was refused too
         if not isinstance(owner, dict):
             return []
         owner.pop(found[keys[-1]], None)
