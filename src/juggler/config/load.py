@@ -150,7 +150,7 @@ def _problems_beside(error: ValidationError, data: object, source: Source, root:
         if not isinstance(owner, dict):
             return []
         owner.pop(found[keys[-1]], None)
-        incomplete.append(path_text(parent))
+        incomplete.append(path_text(found[: keys[-1]]))
     try:
         loaded = LoadedConfig(Config.model_validate(data), source, root)
     except ValidationError:
