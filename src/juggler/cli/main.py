@@ -3,6 +3,7 @@
 Modules are imported by the commands that need them, so that ``juggler ps`` does not pay for the whole program.
 """
 
+import gc
 import sys
 from pathlib import Path
 
@@ -44,6 +45,7 @@ _url_option = click.option(
 
 def main() -> None:
     """Entry point: no traceback ever reaches the terminal for a mistake that is not ours."""
+    gc.disable()  # nothing dies while modules are imported; `serve` turns it on again before it listens
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Abort:

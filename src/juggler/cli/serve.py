@@ -1,6 +1,7 @@
 """``juggler serve`` and ``juggler demo``: run the app in this process."""
 
 import asyncio
+import gc
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,9 @@ def serve_file(path: Path, *, log_level: str, log_json: bool) -> None:
 
 def run_app(app: App) -> None:
     """Run until a signal ends it, on uvloop where that is installed."""
+
+    gc.freeze()  # what was imported stays: no collection need look at it again
+    gc.enable()
 
     async def body() -> None:
         app.install_signal_handlers()

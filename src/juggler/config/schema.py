@@ -41,7 +41,8 @@ class Model(BaseModel):
     A key whose value is ``null`` counts as left out (YAML writes ``env:`` with nothing behind it).
     """
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    # Built when first used: the nested models are never used on their own, and the start is that much sooner.
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, defer_build=True)
 
     @model_validator(mode="before")
     @classmethod
