@@ -27,7 +27,7 @@ format: $(STAMP)
 
 test-all:
 	set -e; for version in 3.11 3.12 3.13; do \
-	    interpreter=$$(command -v python$$version || ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/$$version.*/bin/python 2>/dev/null | tail -n 1); \
+	    interpreter=$$(python$$version -c 'import sys; print(sys.executable)' 2>/dev/null || ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/$$version.*/bin/python 2>/dev/null | tail -n 1); \
 	    if [ -z "$$interpreter" ]; then echo "no CPython $$version here"; exit 1; fi; \
 	    echo "== $$($$interpreter --version)"; \
 	    VIRTUAL_ENV= $(MAKE) test PYTHON=$$interpreter VENV=.venv-$$version; \

@@ -39,6 +39,9 @@ class Capabilities:
     reload: Literal["start", "lazy", "explicit"] = "start"
     """How the weights come back: only by a start, by the next request, or by an explicit call before it."""
 
+    unload_needs_idle: bool = False
+    """An unload breaks what runs at that moment; the others let it end first."""
+
     work_outlives_request: bool = False
     """A finished exchange may leave work behind: ask ``busy`` before the memory is taken away."""
 
@@ -86,6 +89,8 @@ class BackendSettings:
     """Name such as ``"SIGINT"``; None: the type's own ladder."""
     start_timeout_s: float = 600.0
     stop_timeout_s: float = 10.0
+    ui_prefix: str = ""
+    """Prefix that is stripped before the program sees a path (``/sd``): pages with absolute links must be told."""
     temp_dir: Path = Path()
     """Exists; private files of this run go below it."""
     state_dir: Path = Path()
@@ -176,8 +181,20 @@ class Backend(abc.ABC):
     traffic: ClassVar[TrafficTable]
     """Traffic classes of the program's routes; the same for every instance."""
 
+    has_ui: ClassVar[bool] = False
+    """People open its root in a browser: that starts it, as work would."""
+
+    version_arguments: ClassVar[tuple[str, ...] | None] = None
+    """What makes ``binary`` print its version and end; None where nothing does so quickly."""
+
+    help_arguments: ClassVar[tuple[str, ...] | None] = None
+    """What makes ``binary`` list its options and end; None where nothing does so quickly."""
+
     def __init__(self, settings: BackendSettings) -> None:
         self.settings = settings
+        self.attached = False
+        """Whether the process is somebody else's. Set before the first call of a generation; ``capabilities`` may
+        depend on it, and on what ``probe`` learned."""
 
     @property
     def default_concurrency(self) -> int:
@@ -202,6 +219,17 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     async def probe(self, caller: Caller) -> ProbeResult:
         """One look at whether the program may get traffic; failures of the call mean ``NOT_YET``."""
+
+    async def identify(self, caller: Caller) -> str | None:
+        """Program and version of whatever answers, by its own means (``"ComfyUI 0.3.64"``); None if it is another.
+
+        Must not load, wake or change anything. For ``juggler doctor`` and for error texts.
+
+        Raises:
+            OSError: Nobody answers, or not with HTTP.
+            TimeoutError: No complete answer.
+        """
+        return None
 
     async def after_start(self, caller: Caller) -> None:
         """Called once the program is ready and before the first request is let in. Must bound itself."""

@@ -15,6 +15,9 @@ class TrafficClass(enum.Enum):
     WORK = "work"
     """Starts or wakes the backend, evicts others, counts as in use until the exchange ends."""
 
+    START = "start"
+    """Has the backend loaded first, as work does, and is light from then on: the root document of a web UI."""
+
     LIGHT = "light"
     """Forwarded while the backend is up; never starts, wakes or evicts."""
 
@@ -35,6 +38,8 @@ class TrafficRule:
 
     match: str
     traffic: TrafficClass
+    volatile: bool = False
+    """Of light routes: the answer is about this very moment (progress, queues); an older one would be a lie."""
 
 
 class TrafficTable:
