@@ -111,6 +111,7 @@ class Engine:
             commands.Loaded: self._on_loaded,
             commands.Reject: self._on_reject,
             commands.StartInstance: self._on_start,
+            commands.AttachInstance: self._on_attach,
             commands.WakeInstance: self._on_wake,
             commands.UnloadInstance: self._on_unload,
             commands.StopInstance: self._on_stop,
@@ -219,12 +220,27 @@ class Engine:
 
     # -- reports of the supervisors ----------------------------------------------------------------------------
 
-    def instance_ready(self, instance: InstanceId, generation: int, upstream_address: Address) -> None:
+    def instance_ready(
+        self,
+        instance: InstanceId,
+        generation: int,
+        upstream_address: Address,
+        *,
+        attached: bool = False,
+        soft_unload: bool | None = None,
+    ) -> None:
         if self._addresses.get(instance) != upstream_address or instance not in self._pools:
             self._close_pool(instance)
             self._addresses[instance] = upstream_address
             self._pools[instance] = UpstreamPool(upstream_address.host, upstream_address.port)
-        self.post(events.InstanceReady(self._clock.monotonic(), instance, generation))
+        self.post(events.InstanceReady(self._clock.monotonic(), instance, generation, attached, soft_unload))
+
+    def attachable(self, instance: InstanceId) -> None:
+        self.post(events.AttachOffered(self._clock.monotonic(), instance))
+
+    def not_attached(self, instance: InstanceId, generation: int, error: BackendError) -> None:
+        self._close_pool(instance)
+        self.post(events.AttachMissed(self._clock.monotonic(), instance, generation, error))
 
     def start_failed(self, instance: InstanceId, generation: int, error: BackendError) -> None:
         self._close_pool(instance)
@@ -234,8 +250,7 @@ class Engine:
         self.post(events.InstanceUnloaded(self._clock.monotonic(), instance, generation))
 
     def unload_failed(self, instance: InstanceId, generation: int, detail: str) -> None:
-        _log.warning("%s could not be unloaded (%s); it is stopped instead", instance, detail)
-        self.post(events.UnloadFailed(self._clock.monotonic(), instance, generation))
+        self.post(events.UnloadFailed(self._clock.monotonic(), instance, generation, detail))
 
     def stopped(self, instance: InstanceId, generation: int) -> None:
         self._close_pool(instance)
@@ -295,6 +310,9 @@ class Engine:
 
     def _on_start(self, command: commands.StartInstance) -> None:
         self.supervisors[command.instance].start(command.generation)
+
+    def _on_attach(self, command: commands.AttachInstance) -> None:
+        self.supervisors[command.instance].attach(command.generation)
 
     def _on_wake(self, command: commands.WakeInstance) -> None:
         self.supervisors[command.instance].wake(command.generation)

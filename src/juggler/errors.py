@@ -112,6 +112,12 @@ class ShuttingDown(AdmissionError):
     code = "shutting_down"
 
 
+class MemoryHeld(AdmissionError):
+    """Attached servers, which we must not stop, hold the memory that the request needs. The operator's to free."""
+
+    code = "memory_held"
+
+
 class BackendError(JugglerError):
     """A backend that we run did not do its part."""
 
@@ -123,6 +129,12 @@ class StartFailed(BackendError):
     """The process could not be started, ended before it was ready, or failed again too recently."""
 
     code = "backend_start_failed"
+
+
+class AttachFailed(BackendError):
+    """The server to attach to does not answer, or is another program. The operator's to start."""
+
+    code = "backend_unreachable"
 
 
 class ReadyTimeout(StartFailed):

@@ -531,7 +531,7 @@ def test_stopped_is_never_said_too_early(program: FakeProgram) -> None:
     ("act", "detail", "at_s"),
     [
         (Act(False), "did not confirm", 0.0),
-        (HANGS, "not done after 30 s", 30.0),
+        (HANGS, "not done after 60 s", 60.0),
         (FAILS, "a mistake in the module", 0.0),
         (Act(error=ConnectionResetError("reset")), "reset", 0.0),
         (Act(error=BackendError("no")), "no", 0.0),

@@ -6,8 +6,8 @@ import shlex
 from collections.abc import Sequence
 from typing import Protocol
 
-from juggler.backends.base import Address
-from juggler.errors import BackendError
+from juggler.backends.base import Address, Backend
+from juggler.errors import BackendError, StartFailed
 from juggler.ids import InstanceId
 
 _log = logging.getLogger("juggler.lifecycle")
@@ -20,8 +20,29 @@ _SECRET_FLAG = re.compile(
 class Reports(Protocol):
     """What the owner tells. Always called from the loop, synchronously; must neither block nor raise."""
 
-    def instance_ready(self, instance: InstanceId, generation: int, upstream_address: Address) -> None:
-        """A start or a wake is done: the instance may get traffic at this address."""
+    def instance_ready(
+        self,
+        instance: InstanceId,
+        generation: int,
+        upstream_address: Address,
+        *,
+        attached: bool = False,
+        soft_unload: bool | None = None,
+    ) -> None:
+        """A start, an attach or a wake is done: the instance may get traffic at this address.
+
+        Args:
+            attached: Somebody else runs the server.
+            soft_unload: Whether it can free its memory and stay, as is known now.
+        """
+        ...
+
+    def attachable(self, instance: InstanceId) -> None:
+        """Nothing is running for the instance, and the server it would attach to answers."""
+        ...
+
+    def not_attached(self, instance: InstanceId, generation: int, error: BackendError) -> None:
+        """There was nothing to attach to. The last report of the generation."""
         ...
 
     def start_failed(self, instance: InstanceId, generation: int, error: BackendError) -> None:
@@ -71,3 +92,28 @@ def log_failure(instance: InstanceId, error: BackendError) -> None:
     """One record: the message, the hint, and the process's last lines below."""
     lines = [error.message, *([f"hint: {error.hint}"] if error.hint else []), *error.log_tail]
     _log.error("%s: %s", instance, "\n    ".join(lines))
+
+
+def as_backend_error(error: Exception, backend: Backend, what: str, log_tail: Sequence[str]) -> BackendError:
+    """Whatever went wrong with a backend as an error that names its endpoint.
+
+    Args:
+        error: Caught from a hook or a launcher; a mistake in the module is logged with its traceback.
+        what: Half a sentence: ``"could not be started"``.
+        log_tail: The last lines of the process, for errors that do not carry them.
+    """
+    settings = backend.settings
+    if isinstance(error, BackendError):
+        if error.endpoint is None:  # a launcher knows of no endpoints; the text must name it all the same
+            error.endpoint, error.message = settings.endpoint_name, f"{settings.endpoint_name}: {error.message}"
+            error.args = (error.message,)
+        error.phase = error.phase or "starting"
+        return error
+    if not isinstance(error, OSError):
+        _log.error("%s: the %s module failed", settings.instance, backend.type_name, exc_info=error)
+    return StartFailed(
+        f"{settings.endpoint_name}: its {backend.type_name} server {what}: {str(error) or type(error).__name__}",
+        endpoint=settings.endpoint_name,
+        phase="starting",
+        log_tail=log_tail,
+    )

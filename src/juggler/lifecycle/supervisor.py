@@ -8,6 +8,8 @@ echoes it. The rules a reader of the reports may rely on:
   it is left then.
 * A failed start or wake is ``start_failed`` as soon as it is known (clients wait for it), and ``stopped`` once the
   process, which may still hold memory until then, is gone. An unexpected end is ``exited`` and then ``stopped``.
+* An ``attach`` ends with ``instance_ready``, and then as a start does, or with ``not_attached`` alone. Stopping an
+  attached server means to let go of it.
 * After ``stop`` was ordered, ``stopped`` is the only report of that generation. A stop ends a running start, wake,
   unload or probe at once, and makes earlier orders of its generation void that have not begun.
 * Orders for a generation that has ended are void: its ``stopped`` was their answer.
@@ -19,19 +21,24 @@ import asyncio
 import enum
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from juggler.backends.base import Address, Backend, LaunchPlan
+from juggler.backends.base import Address, Backend
 from juggler.clock import Clock
 from juggler.errors import BackendError, InvalidTransition, ReadyTimeout, StartFailed
 from juggler.ids import InstanceId
+from juggler.lifecycle.attaching import LOOK_EVERY_S, AttachedHandle, AttachTarget, has_died
 from juggler.lifecycle.caller import HttpCaller
+from juggler.lifecycle.ending import end_by_force, end_politely, kill_on_the_way_out
 from juggler.lifecycle.guardian import remove_paths
+from juggler.lifecycle.hooks import can_unload, run_hook, unload_problem
+from juggler.lifecycle.interruption import Interrupted, Interruption
 from juggler.lifecycle.launcher import ExitReport, Launcher, LaunchHandle
+from juggler.lifecycle.planning import planned
 from juggler.lifecycle.readiness import LOG_TAIL_LINES, PortTaken, start_ended, unexpected_end, wait_until_ready
-from juggler.lifecycle.reports import Reports, log_failure, masked_command
+from juggler.lifecycle.reports import Reports, as_backend_error, log_failure, masked_command
 from juggler.lifecycle.waiting import ProcessEnded, settle, succeeded, unless_ended
 from juggler.units import SECONDS, format_duration
 
@@ -39,26 +46,16 @@ PORT_ATTEMPTS = 4
 """One start and three more on other ports, when another program takes the port between our test and the bind."""
 
 RESERVE_LIMIT_S = 5 * SECONDS
-PLAN_LIMIT_S = 30 * SECONDS
-"""A plan may read a model file's header from a slow disk; a dead network file system must not hold us for ever."""
-
 SPAWN_LIMIT_S = 60 * SECONDS
 """The last resort: a launcher bounds its own ``start`` (the local one at 30 s, for a program on a sleeping disk)."""
 
 SPAWN_CANCEL_LIMIT_S = 5 * SECONDS
 """For a start that nobody wants any more, to say whether there is a process to kill."""
 
-HOOK_LIMIT_S = 30 * SECONDS
-"""The last resort for saving and restoring of state, and for an unload; modules bound themselves."""
-
 BUSY_LIMIT_S = 5 * SECONDS
 STOP_SLACK_S = 10 * SECONDS
 """Beyond the grace times of the ladder; a launcher's own bound is 5 s beyond them."""
 
-KILL_LIMIT_S = 10 * SECONDS
-"""For one SIGKILL to empty the group. A process stuck in a driver survives it; then it is tried again."""
-
-KILL_PAUSE_LIMIT_S = 30 * SECONDS
 ORDERS_LIMIT = 1000
 """The scheduler has at most a few orders open per generation; more is a mistake of ours."""
 
@@ -68,6 +65,7 @@ _T = TypeVar("_T")
 
 class _Kind(enum.Enum):
     START = "start"
+    ATTACH = "attach"
     WAKE = "wake"
     UNLOAD = "unload"
     STOP = "stop"
@@ -89,12 +87,10 @@ class _Launch:
     caller: HttpCaller
     grace_s: float
     """Sum of the stop ladder."""
+    attached: AttachedHandle | None = None
+    """The same handle, where the process is somebody else's."""
     unsaved: bool = False
     """Ready, and since then ``before_stop`` has not been through: there may be state worth saving."""
-
-
-class _Interrupted(Exception):
-    """A newer order made the running work pointless."""
 
 
 class Supervisor:
@@ -136,8 +132,13 @@ class Supervisor:
         self._handle: LaunchHandle | None = None
         """The latest process, kept after its end for its output and exit status."""
         self._started_at: float | None = None
-        self._scope: asyncio.Timeout | None = None
-        self._scope_is_pointless: Callable[[], bool] = lambda: False
+        url = backend.settings.attach_to
+        self._target = AttachTarget(url, backend, clock) if url is not None else None
+        self._missed = ""
+        """Why there was nothing to attach to, as logged last."""
+        self._next_look_s = 0.0
+        self._suspected = False
+        self._interruption = Interruption()
 
     # ---------------------------------------------------------------- orders
 
@@ -147,13 +148,19 @@ class Supervisor:
         Raises:
             InvalidTransition: The generation is not new, or the one before was neither stopped nor has it ended.
         """
-        if generation <= self._ended_generation or self._open_generation is not None:
-            raise InvalidTransition(
-                f"{self.instance}: start of generation {generation} while {self._open_generation} is open "
-                f"and {self._ended_generation} has ended"
-            )
-        self._open_generation = generation
+        self._open(generation)
         self._give(_Order(_Kind.START, generation))
+
+    def attach(self, generation: int) -> None:
+        """Use the server that runs already; ``instance_ready`` or ``not_attached``, finally as for ``start``.
+
+        Raises:
+            InvalidTransition: As for ``start``, or there is no server to attach to in the configuration.
+        """
+        if self._target is None:
+            raise InvalidTransition(f"{self.instance}: there is nothing to attach to")
+        self._open(generation)
+        self._give(_Order(_Kind.ATTACH, generation))
 
     def wake(self, generation: int) -> None:
         """Bring the weights back after ``unloaded``; ``instance_ready``, or ``start_failed`` and then ``stopped``."""
@@ -170,7 +177,7 @@ class Supervisor:
         if generation == self._open_generation:
             self._open_generation = None
         self._give(_Order(_Kind.STOP, generation))
-        self._interrupt_if_pointless()
+        self._interruption.check()
 
     def probe_busy(self, generation: int) -> None:
         """Ask the backend whether it works on something; ``busy_probed``. One open question is enough."""
@@ -178,10 +185,16 @@ class Supervisor:
         if order not in self._orders:
             self._give(order)
 
+    def suspect(self) -> None:
+        """A request could not be passed on: look at once whether the attached server is still there."""
+        if self._launch is not None and self._launch.attached is not None:
+            self._suspected = True
+            self._ordered.set()
+
     def hurry(self) -> None:
         """From now on stops are SIGKILL at once, without saving; also for one that is under way."""
         self._hurried = True
-        self._interrupt_if_pointless()
+        self._interruption.check()
 
     # ---------------------------------------------------------------- status view
 
@@ -212,17 +225,21 @@ class Supervisor:
             while True:
                 await self._carry_out(await self._next_order())
         finally:
-            await self._kill_on_the_way_out()
+            if self._launch is not None and await kill_on_the_way_out(self.instance, self._launch.handle):
+                self._launch = None
 
     async def _next_order(self) -> _Order:
         while not self._orders:
             self._ordered.clear()
             launch = self._launch
             if launch is None:
-                await self._ordered.wait()
+                await self._look_for_target()
                 continue
             try:
-                await unless_ended(launch.handle, self._ordered.wait(), "idle")
+                if launch.attached is not None:
+                    await self._look_after(launch.attached)
+                else:
+                    await unless_ended(launch.handle, self._ordered.wait(), "idle")
             except ProcessEnded as ended:
                 await self._on_unexpected_end(launch, ended.report)
         return self._orders.popleft()
@@ -233,6 +250,8 @@ class Supervisor:
             _log.debug("%s: %s of generation %d is void", self.instance, order.kind.value, generation)
         elif order.kind is _Kind.START:
             await self._start(generation)
+        elif order.kind is _Kind.ATTACH:
+            await self._attach(generation)
         elif order.kind is _Kind.STOP:
             await self._stop(generation)
         elif launch is None or launch.generation != generation:
@@ -244,13 +263,83 @@ class Supervisor:
         else:
             await self._probe_busy(launch)
 
+    # ---------------------------------------------------------------- attach
+
+    async def _look_for_target(self) -> None:
+        """Until an order comes, or the server to attach to was found to answer."""
+        if self._target is None or await self._ordered_within(self._next_look_s):
+            await self._ordered.wait()
+            return
+        self._next_look_s = LOOK_EVERY_S
+        self._backend.attached = True
+        try:
+            found = await self._interruption.unless(lambda: bool(self._orders), self._target.answers())
+        except Interrupted:
+            return
+        except Exception:
+            _log.exception("%s: the %s module failed in probe", self.instance, self._backend.type_name)
+            return
+        if found:
+            self._reports.attachable(self.instance)
+
+    async def _look_after(self, attached: AttachedHandle) -> None:
+        """Until an order comes, or for some seconds and then one look at the server.
+
+        Raises:
+            ProcessEnded: It does not accept connections any more.
+        """
+        if not self._suspected and await self._ordered_within(LOOK_EVERY_S):
+            return
+        self._suspected = False
+        try:
+            died = await self._interruption.unless(lambda: bool(self._orders), has_died(attached.address))
+        except Interrupted:
+            return
+        if died:
+            raise ProcessEnded(attached.lost())
+
+    async def _ordered_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._ordered.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _attach(self, generation: int) -> None:
+        assert self._target is not None
+        began = self._clock.monotonic()
+        self._backend.attached = True
+        try:
+            await self._unless_stopped(generation, self._take_hold(generation, self._target))
+        except Interrupted:
+            return  # the stop order is in the queue and lets go of what was found
+        except Exception as error:
+            self._launch = None
+            failure = self._as_backend_error(error, "could not be attached to")
+            if failure.message != self._missed:
+                _log.info("%s", failure.message)
+            self._missed = failure.message
+            self._close(generation)
+            self._reports.not_attached(self.instance, generation, failure)
+        else:
+            self._missed = ""
+            self._on_ready(generation, began, f"attached at {self._target.url}")
+
+    async def _take_hold(self, generation: int, target: AttachTarget) -> None:
+        caller = await target.find()
+        attached = AttachedHandle(f"{self.instance}#{generation}", caller.address, self._clock)
+        self._launch = launch = _Launch(generation, attached, caller, 0.0, attached)
+        await self._hook(launch, self._backend.after_start(caller), "after_start")
+
     # ---------------------------------------------------------------- start and wake
 
     async def _start(self, generation: int) -> None:
         began = self._clock.monotonic()
+        self._backend.attached = False
         try:
             await self._unless_stopped(generation, self._bring_up(generation, began))
-        except _Interrupted:
+        except Interrupted:
             return  # the stop order is in the queue and ends what has been started
         except Exception as error:
             await self._give_up(generation, self._as_backend_error(error, "could not be started"))
@@ -276,7 +365,7 @@ class Supervisor:
     async def _launch_once(self, generation: int) -> _Launch:
         async with asyncio.timeout(RESERVE_LIMIT_S):
             address = await self._launcher.reserve()
-        plan = await self._plan(address)
+        plan = await planned(self._backend, address, self._environ)
         _log.info("starting %s: %s", self.instance, masked_command(plan.argv))
         spawning = asyncio.create_task(
             self._launcher.start(f"{self.instance}#{generation}", plan, address), name=f"{self.instance} spawn"
@@ -300,24 +389,6 @@ class Supervisor:
         assert self._launch is not None
         return self._launch
 
-    async def _plan(self, address: Address) -> LaunchPlan:
-        planning = asyncio.create_task(
-            asyncio.to_thread(self._backend.plan, address, self._environ), name=f"{self.instance} plan"
-        )
-        try:
-            # The thread cannot be cancelled; a plan that comes too late must not leave its private files behind.
-            done, _ = await asyncio.wait((planning,), timeout=PLAN_LIMIT_S)
-        except asyncio.CancelledError:
-            planning.add_done_callback(_discard_plan)
-            raise
-        if not done:
-            planning.add_done_callback(_discard_plan)
-            raise StartFailed(
-                f"the command was not ready after {format_duration(PLAN_LIMIT_S)}",
-                hint="the disk with its files may be slow or gone",
-            )
-        return planning.result()
-
     async def _until_ready(self, launch: _Launch, began: float) -> None:
         left_s = began + self._backend.settings.start_timeout_s - self._clock.monotonic()
         await wait_until_ready(
@@ -328,7 +399,7 @@ class Supervisor:
         began = self._clock.monotonic()
         try:
             await self._unless_stopped(launch.generation, self._bring_back(launch, began))
-        except _Interrupted:
+        except Interrupted:
             return
         except Exception as error:
             await self._give_up(launch.generation, self._as_backend_error(error, "could not be woken"))
@@ -356,7 +427,14 @@ class Supervisor:
         assert self._launch is not None
         self._launch.unsaved = True
         _log.info("%s %s after %s", self.instance, state, format_duration(self._clock.monotonic() - began))
-        self._reports.instance_ready(self.instance, generation, self._launch.handle.address)
+        attached = self._launch.attached is not None
+        self._reports.instance_ready(
+            self.instance,
+            generation,
+            self._launch.handle.address,
+            attached=attached,
+            soft_unload=can_unload(self._backend),
+        )
 
     async def _give_up(self, generation: int, error: BackendError) -> None:
         """Report a failed start or wake at once, then remove what is left of the process."""
@@ -371,7 +449,7 @@ class Supervisor:
         began = self._clock.monotonic()
         try:
             failure = await self._unless_stopped(launch.generation, self._free(launch))
-        except _Interrupted:
+        except Interrupted:
             return
         except ProcessEnded as ended:
             await self._on_unexpected_end(launch, ended.report)
@@ -390,26 +468,14 @@ class Supervisor:
             ProcessEnded: It did, meanwhile.
         """
         await self._save(launch)
-        try:
-            async with asyncio.timeout(HOOK_LIMIT_S):
-                verified = await unless_ended(launch.handle, self._backend.unload(launch.caller), "unload")
-        except ProcessEnded:
-            raise
-        except TimeoutError as error:
-            return str(error) or f"not done after {format_duration(HOOK_LIMIT_S)}"
-        except (OSError, BackendError) as error:
-            return str(error) or type(error).__name__
-        except Exception as error:
-            _log.exception("%s: the %s module failed in unload", self.instance, self._backend.type_name)
-            return f"{type(error).__name__}: {error}"
-        return None if verified else "the server did not confirm it"
+        return await unload_problem(self._backend, launch.handle, launch.caller)
 
     async def _probe_busy(self, launch: _Launch) -> None:
         asking = unless_ended(launch.handle, self._backend.busy(launch.caller), "busy")
         busy = False
         try:
             busy = await self._unless_stopped(launch.generation, asking, BUSY_LIMIT_S)
-        except _Interrupted:
+        except Interrupted:
             return
         except ProcessEnded as ended:
             await self._on_unexpected_end(launch, ended.report)
@@ -424,17 +490,23 @@ class Supervisor:
 
     async def _stop(self, generation: int) -> None:
         began, launch = self._clock.monotonic(), self._launch
-        if launch is not None:
+        if launch is not None and launch.attached is not None:
+            await self._end(polite=True)
+            _log.info("%s let go: the attached server runs on", self.instance)
+        elif launch is not None:
             try:
-                await self._unless(lambda: self._hurried, self._save(launch))
-            except (_Interrupted, ProcessEnded):
+                await self._interruption.unless(lambda: self._hurried, self._save(launch))
+            except (Interrupted, ProcessEnded):
                 pass  # there is no time, or nothing, to save
             await self._end(polite=True)
             _log.info("%s stopped after %s", self.instance, format_duration(self._clock.monotonic() - began))
         self._on_gone(generation)
 
     async def _on_unexpected_end(self, launch: _Launch, report: ExitReport) -> None:
-        error = await unexpected_end(self._backend, launch.handle, report)
+        if launch.attached is not None and self._target is not None:
+            error: BackendError = self._target.lost()
+        else:
+            error = await unexpected_end(self._backend, launch.handle, report)
         if self._stop_is_ordered(launch.generation):
             return
         log_failure(self.instance, error)
@@ -443,66 +515,24 @@ class Supervisor:
         self._on_gone(launch.generation)
 
     async def _end(self, *, polite: bool) -> None:
-        """Return when nothing of the process is left, however often that must be tried.
-
-        Never gives up: memory that is reported as free and is not would be given to the next model.
-        """
+        """Return when nothing of the process is left, however often that must be tried."""
         launch = self._launch
         if launch is None:
             return
-        gone = polite and not self._hurried and await self._end_politely(launch)
-        pause_s = 1 * SECONDS
-        while not gone:
+        gone = False
+        if polite and not self._hurried:
+            walking = end_politely(self.instance, launch.handle, launch.grace_s + STOP_SLACK_S)
             try:
-                async with asyncio.timeout(KILL_LIMIT_S):
-                    await launch.handle.kill()
-                gone = True
-            except TimeoutError:
-                _log.error("%s survives SIGKILL, probably stuck in a driver; trying again", self.instance)
-            except (OSError, BackendError) as error:
-                _log.error("%s could not be killed: %s; trying again", self.instance, error)
-            except Exception:
-                _log.exception("%s: killing it failed; trying again", self.instance)
-            if not gone:
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, KILL_PAUSE_LIMIT_S)
+                gone = await self._interruption.unless(lambda: self._hurried, walking)
+            except Interrupted:
+                _log.info("%s: no time for a polite stop", self.instance)
+        if not gone:
+            await end_by_force(self.instance, launch.handle)
         self._launch = None
 
-    async def _end_politely(self, launch: _Launch) -> bool:
-        """Walk the ladder; False when SIGKILL must follow."""
-        try:
-            await self._unless(lambda: self._hurried, launch.handle.stop(), launch.grace_s + STOP_SLACK_S)
-            return True
-        except _Interrupted:
-            _log.info("%s: no time for a polite stop", self.instance)
-        except TimeoutError:
-            _log.error("%s does not end within its grace times", self.instance)
-        except (OSError, BackendError) as error:
-            _log.error("%s could not be stopped: %s", self.instance, error)
-        except Exception:
-            _log.exception("%s: stopping it failed", self.instance)
-        return False
-
     def _on_gone(self, generation: int) -> None:
-        self._ended_generation = max(generation, self._ended_generation)
-        if self._open_generation == generation:
-            self._open_generation = None
+        self._close(generation)
         self._reports.stopped(self.instance, generation)
-
-    async def _kill_on_the_way_out(self) -> None:
-        launch = self._launch
-        if launch is None:
-            return
-        killing = asyncio.create_task(launch.handle.kill(), name=f"{self.instance} last kill")
-        try:
-            await settle(killing, KILL_LIMIT_S, KILL_LIMIT_S)
-        finally:
-            if succeeded(killing):
-                self._launch = None
-            else:
-                killing.cancel()
-                why = killing.exception() if killing.done() and not killing.cancelled() else "it takes too long"
-                _log.error("%s could not be killed: %s", self.instance, why)
 
     # ---------------------------------------------------------------- helpers
 
@@ -510,45 +540,32 @@ class Supervisor:
     def _endpoint(self) -> str:
         return self._backend.settings.endpoint_name
 
+    def _open(self, generation: int) -> None:
+        if generation <= self._ended_generation or self._open_generation is not None:
+            raise InvalidTransition(
+                f"{self.instance}: start of generation {generation} while {self._open_generation} is open "
+                f"and {self._ended_generation} has ended"
+            )
+        self._open_generation = generation
+
+    def _close(self, generation: int) -> None:
+        self._ended_generation = max(generation, self._ended_generation)
+        if self._open_generation == generation:
+            self._open_generation = None
+        self._next_look_s = LOOK_EVERY_S
+
     def _give(self, order: _Order) -> None:
         if len(self._orders) >= ORDERS_LIMIT:
             raise InvalidTransition(f"{self.instance}: more than {ORDERS_LIMIT} orders are open")
         self._orders.append(order)
         self._ordered.set()
+        self._interruption.check()
 
     def _stop_is_ordered(self, generation: int) -> bool:
         return _Order(_Kind.STOP, generation) in self._orders
 
     async def _unless_stopped(self, generation: int, work: Coroutine[Any, Any, _T], limit_s: float | None = None) -> _T:
-        return await self._unless(lambda: self._stop_is_ordered(generation), work, limit_s)
-
-    async def _unless(
-        self, pointless: Callable[[], bool], work: Coroutine[Any, Any, _T], limit_s: float | None = None
-    ) -> _T:
-        """The result of ``work``; cancelled as soon as an order makes it ``pointless``. Does not nest.
-
-        Raises:
-            _Interrupted: It became pointless, even if it was done in the same moment.
-            TimeoutError: Not done within ``limit_s``, or raised by ``work``.
-        """
-        try:
-            async with asyncio.timeout(limit_s) as scope:
-                self._scope, self._scope_is_pointless = scope, pointless
-                result = await work
-        except Exception:
-            if pointless():
-                raise _Interrupted from None
-            raise
-        finally:
-            self._scope = None
-        if pointless():
-            raise _Interrupted
-        return result
-
-    def _interrupt_if_pointless(self) -> None:
-        # An expired scope is already on its way out; moving its deadline is an error then.
-        if self._scope is not None and not self._scope.expired() and self._scope_is_pointless():
-            self._scope.reschedule(asyncio.get_running_loop().time())
+        return await self._interruption.unless(lambda: self._stop_is_ordered(generation), work, limit_s)
 
     async def _save(self, launch: _Launch) -> None:
         if launch.unsaved and not self._hurried:
@@ -556,38 +573,7 @@ class Supervisor:
             launch.unsaved = False
 
     async def _hook(self, launch: _Launch, work: Coroutine[Any, Any, None], name: str) -> None:
-        """Run a hook whose failure costs speed later, not correctness: it is logged.
-
-        Raises:
-            ProcessEnded: It did, meanwhile.
-        """
-        try:
-            async with asyncio.timeout(HOOK_LIMIT_S):
-                await unless_ended(launch.handle, work, name)
-        except ProcessEnded:
-            raise
-        except (OSError, BackendError) as error:  # includes TimeoutError
-            _log.warning("%s: %s failed: %s", self.instance, name, error or f"not done after {HOOK_LIMIT_S:.0f} s")
-        except Exception:
-            _log.exception("%s: the %s module failed in %s", self.instance, self._backend.type_name, name)
+        await run_hook(self._backend, launch.handle, work, name)
 
     def _as_backend_error(self, error: Exception, what: str) -> BackendError:
-        if isinstance(error, BackendError):
-            if error.endpoint is None:  # a launcher knows of no endpoints; the text must name it all the same
-                error.endpoint, error.message = self._endpoint, f"{self._endpoint}: {error.message}"
-                error.args = (error.message,)
-            error.phase = error.phase or "starting"
-            return error
-        if not isinstance(error, OSError):
-            _log.error("%s: the %s module failed", self.instance, self._backend.type_name, exc_info=error)
-        return StartFailed(
-            f"{self._endpoint}: its {self._backend.type_name} server {what}: {str(error) or type(error).__name__}",
-            endpoint=self._endpoint,
-            phase="starting",
-            log_tail=self.output() if self._launch is not None else (),
-        )
-
-
-def _discard_plan(planning: asyncio.Task[LaunchPlan]) -> None:
-    if succeeded(planning):
-        remove_paths(list(planning.result().temp_files))
+        return as_backend_error(error, self._backend, what, self.output() if self._launch is not None else ())

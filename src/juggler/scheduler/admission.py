@@ -16,7 +16,7 @@ def refusal(state: SchedulerState, instance: Instance, kind: Kind, now: float) -
         return None if answers_light(instance) else _not_ready(instance, now)
     if instance.residency not in GONE and instance.failure is None:
         return _queue_full(instance)
-    if instance.failure is not None and now < instance.retry_at:
+    if instance.failure is not None and now < instance.retry_at and not instance.spec.attaches:
         return failed_recently(instance, now)
     return _does_not_fit(state, instance) or _queue_full(instance)
 
@@ -87,11 +87,11 @@ def _does_not_fit(state: SchedulerState, instance: Instance) -> JugglerError | N
     pinned = [
         other
         for other in state.instances.values()
-        if other.spec.pinned and other is not instance and other.residency not in GONE
+        if (other.spec.pinned or not other.yields) and other is not instance and other.residency not in GONE
     ]
     by_pinned = need
     for other in pinned:
-        by_pinned = added(by_pinned, other.spec.footprint)
+        by_pinned = added(by_pinned, other.footprint)
     if not missing and (not pinned or not shortage(by_pinned, state.ledger.capacity)):
         return None
     pools = ", ".join(
@@ -99,12 +99,15 @@ def _does_not_fit(state: SchedulerState, instance: Instance) -> JugglerError | N
         for pool, size in need.items()
         if pool in missing or (not missing and pool != EXCLUSIVE_POOL)
     )
-    beside = "" if missing else " beside the pinned " + ", ".join(repr(other.spec.name) for other in pinned)
+    beside = ""
+    if not missing:
+        names = ", ".join(f"{'pinned' if other.spec.pinned else 'attached'} {other.spec.name!r}" for other in pinned)
+        beside = f" beside the {names}"
     return DoesNotFit(
         f"{instance.spec.name!r} can never be loaded{beside}{': ' + pools if pools else ''}",
         endpoint=instance.spec.name,
         phase="queued",
-        hint="raise memory.pools, lower the endpoint's memory, or unpin what it must share with",
+        hint="raise memory.pools, lower the endpoint's memory, or free what it must share with",
     )
 
 

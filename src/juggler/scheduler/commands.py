@@ -23,7 +23,7 @@ class Decision:
     """Who gets the memory; None when nobody asked for it (idle unload, operator, shutdown)."""
     victims: tuple[tuple[InstanceId, Mode], ...]
     cause: str
-    """``request``, ``load``, ``operator``, ``idle``, ``shutdown``, ``unload failed``."""
+    """``request``, ``load``, ``operator``, ``idle``, ``shutdown``, ``unload failed``, ``unload refused``."""
     waiting: int = 0
     """Requests that wait for the target."""
     waited_s: float = 0.0
@@ -57,6 +57,14 @@ class Reject:
 @dataclass(frozen=True, slots=True)
 class StartInstance:
     """Answered by ``InstanceReady`` or ``StartFailed``, in the end by ``InstanceGone``."""
+
+    instance: InstanceId
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttachInstance:
+    """Answered by ``InstanceReady`` or ``AttachMissed``; starts nothing and needs no memory."""
 
     instance: InstanceId
     generation: int
@@ -126,6 +134,7 @@ Command = (
     | Loaded
     | Reject
     | StartInstance
+    | AttachInstance
     | WakeInstance
     | UnloadInstance
     | StopInstance

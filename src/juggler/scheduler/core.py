@@ -12,6 +12,7 @@ from typing import Any
 from juggler.errors import BackendError, BackendStopped, InvalidTransition, QueueTimeout, ShuttingDown
 from juggler.ids import InstanceId
 from juggler.scheduler.admission import failed_recently, queue_timeout_text, refusal
+from juggler.scheduler.attach import attach, on_attached, on_missed, on_unload_refused
 from juggler.scheduler.commands import (
     Command,
     Decision,
@@ -26,6 +27,8 @@ from juggler.scheduler.commands import (
 )
 from juggler.scheduler.decide import DecisionPass, forward
 from juggler.scheduler.events import (
+    AttachMissed,
+    AttachOffered,
     BusyProbed,
     ClientLeft,
     Event,
@@ -69,6 +72,8 @@ class Scheduler:
             ClientLeft: self._on_client_left,
             RequestEnded: self._on_request_ended,
             InstanceReady: self._on_instance_ready,
+            AttachOffered: self._on_attach_offered,
+            AttachMissed: self._on_attach_missed,
             StartFailed: self._on_start_failed,
             InstanceUnloaded: self._on_instance_unloaded,
             UnloadFailed: self._on_unload_failed,
@@ -131,6 +136,8 @@ class Scheduler:
             if instance.residency is Residency.READY and free_slot and not len(instance.queue):
                 forward(instance, waiting, now, out)
                 return
+        if not len(instance.queue):
+            instance.attach_tried = False
         instance.queue.add(waiting)
         self._decide(now, out)
 
@@ -173,13 +180,33 @@ class Scheduler:
         instance = self._reported(event.instance, event.generation, Move.BECAME_READY)
         if instance is None:
             return
-        estimate = instance.estimates.wake if instance.residency is Residency.WAKING else instance.estimates.load
+        before = instance.residency
+        instance.attached = event.attached
+        if event.soft_unload is not None:
+            instance.soft_unload = event.soft_unload
         self.state.move(instance, Move.BECAME_READY, event.now)
-        estimate.add(event.now - instance.order_given_at)
+        if before is Residency.ATTACHING:
+            on_attached(self.state, instance)
+        else:
+            estimate = instance.estimates.wake if before is Residency.WAKING else instance.estimates.load
+            estimate.add(event.now - instance.order_given_at)
         instance.failure = None
+        instance.attach_tried = False
         instance.ready_at = instance.last_used = event.now
         if not instance.running:
             instance.idle_since = event.now
+        self._decide(event.now, out)
+
+    def _on_attach_offered(self, event: AttachOffered, out: list[Command]) -> None:
+        instance = self.state.instances[event.instance]
+        if not self.state.shutting_down and instance.residency in GONE and instance.order is None:
+            attach(self.state, instance, event.now, out)
+
+    def _on_attach_missed(self, event: AttachMissed, out: list[Command]) -> None:
+        instance = self._reported(event.instance, event.generation, Move.NOT_ATTACHED)
+        if instance is None:
+            return
+        on_missed(self.state, instance, event, out)
         self._decide(event.now, out)
 
     def _on_start_failed(self, event: StartFailed, out: list[Command]) -> None:
@@ -232,6 +259,10 @@ class Scheduler:
         instance = self._reported(event.instance, event.generation, Move.UNLOAD_FAILED)
         if instance is None:
             return
+        if instance.attached:
+            on_unload_refused(self.state, instance, event, out)
+            self._decide(event.now, out)
+            return
         self.state.move(instance, Move.UNLOAD_FAILED, event.now)
         out.append(StopInstance(instance.id, instance.generation))
         decision = Decision(event.now, None, ((instance.id, Mode.STOP),), "unload failed")
@@ -243,11 +274,13 @@ class Scheduler:
         instance = self.state.instances[event.instance]
         if event.generation != instance.generation:
             raise InvalidTransition(f"{event.instance} generation {event.generation} gone twice")
+        was_ours = not instance.attached
         if instance.dying:
             self.state.move(instance, Move.GONE_AFTER_FAILURE, event.now)
         else:
             self.state.move(instance, Move.GONE, event.now)
-            instance.estimates.stop.add(event.now - instance.order_given_at)
+            if was_ours:
+                instance.estimates.stop.add(event.now - instance.order_given_at)
         instance.dying = False
         self._decide(event.now, out)
 

@@ -17,6 +17,7 @@ import math
 from collections.abc import Sequence
 
 from juggler.ids import InstanceId, PoolId
+from juggler.scheduler.attach import attach_where_asked_for, holders, reject_for
 from juggler.scheduler.commands import (
     Command,
     Decision,
@@ -37,7 +38,7 @@ from juggler.scheduler.ledger import Amounts, added, reduced, shortage
 from juggler.scheduler.policy import weight_of
 from juggler.scheduler.queue import Gate, Waiting
 from juggler.scheduler.state import Instance, Plan, Probe, SchedulerState
-from juggler.scheduler.transitions import LEAVING, LOADABLE, LOADING, UP, Move, Residency
+from juggler.scheduler.transitions import GONE, LEAVING, LOADABLE, LOADING, UP, Move, Residency
 
 ANY_PRIORITY = -(2**31)
 """For gates shut by order: nobody passes them anyway, their hard stop is now."""
@@ -58,6 +59,7 @@ class DecisionPass:
         """Decide everything that can be decided now."""
         self._carry_out_orders()
         self._serve_all()
+        attach_where_asked_for(self.state, self.now, self.out)
         self._plan_swaps()
         self._load_targets()
         self._open_gates()
@@ -80,14 +82,21 @@ class DecisionPass:
         order = instance.order
         assert order is not None
         self._keep_shut.add(instance.id)
-        soft = order.kind is OrderKind.UNLOAD and instance.spec.soft_unload
+        soft = instance.soft_unload and (order.kind is OrderKind.UNLOAD or instance.attached)
+        if instance.up and not instance.yields:
+            self._keep_shut.discard(instance.id)
+            self.finish_order(instance, "attached: it is never stopped, and it cannot free its memory by itself")
+            return
         if instance.residency in LEAVING:
             return  # reported by InstanceGone or InstanceUnloaded
         if instance.residency in (Residency.STOPPED, Residency.FAILED) or (
             soft and instance.residency is Residency.UNLOADED
         ):
-            self.finish_order(instance, "done")
-        elif instance.residency in LOADING or instance.residency is Residency.UNLOADED:
+            kept = instance.attached and order.kind is OrderKind.STOP
+            self.finish_order(instance, "unloaded; an attached server is never stopped" if kept else "done")
+        elif instance.attached and instance.residency is Residency.WAKING:
+            return  # it cannot be stopped half-way
+        elif instance.residency in LOADING or instance.residency in (Residency.UNLOADED, Residency.ATTACHING):
             self.send_away([(instance, Mode.STOP)], cause="operator")
         else:
             self._shut(instance, Gate(self.now, self.now, ANY_PRIORITY))
@@ -101,12 +110,13 @@ class DecisionPass:
             instance.order = None
 
     def _unload_when_idle(self, instance: Instance, at: float) -> None:
-        if instance.residency is not Residency.READY or not instance.unused:
+        if instance.residency is not Residency.READY or not instance.unused or not instance.yields:
             return
+        at = max(at, instance.holds_on_until)
         if at > self.now:
             self.note(at)
         elif self._drained(instance):
-            mode = Mode.UNLOAD if instance.spec.soft_unload else Mode.STOP
+            mode = Mode.UNLOAD if instance.soft_unload else Mode.STOP
             self.send_away([(instance, mode)], cause="idle")
 
     # -- 2. serve ----------------------------------------------------------------------------------------------
@@ -147,9 +157,13 @@ class DecisionPass:
                 state.plans[wanting.id] = Plan(wanting.id, (), self.now)
                 claims = added(claims, wanting.need())
                 continue
-            choice = cheapest(missing, self._candidates(wanting, reserved))
+            candidates = self._candidates(wanting, reserved)
+            choice = cheapest(missing, candidates)
             if choice is None:
-                if self._overdue(wanting):
+                refusing = holders(state, wanting, missing, candidates, self.now)
+                if refusing:
+                    reject_for(state, wanting, refusing, self.now, self.out)
+                elif self._overdue(wanting):
                     claims = added(claims, _part_of(wanting.need(), available))
                 else:
                     self.note(wanting.queue.earliest_due())
@@ -163,6 +177,8 @@ class DecisionPass:
 
     def _is_blocked(self, instance: Instance) -> bool:
         if not len(instance.queue) or instance.residency not in LOADABLE or instance.id in self.state.plans:
+            return False
+        if instance.residency in GONE and not instance.spec.starts:
             return False
         if instance.retry_at > self.now and instance.failure is not None:
             self.note(instance.retry_at)
@@ -189,8 +205,10 @@ class DecisionPass:
         for other in self.state.instances.values():
             if other is wanting or other.id in reserved or other.spec.pinned or other.order is not None:
                 continue
+            if other.attached and (other.residency not in UP or not other.yields or other.holds_on_until > self.now):
+                continue
             if other.residency in UP:
-                soft = other.freed_by(Mode.UNLOAD) if other.spec.soft_unload else None
+                soft = other.freed_by(Mode.UNLOAD) if other.soft_unload else None
                 at, cost = self._may_take(other, wanting), self._cost(other)
             elif other.residency is Residency.UNLOADED and not len(other.queue):
                 soft, at, cost = None, self.now, 0.0
@@ -256,10 +274,10 @@ class DecisionPass:
                     all_drained = False
         if not all_drained:
             return
+        leaving = [(self.state.instances[victim_id], mode) for victim_id, mode in victims]
+        leaving = [(victim, Mode.UNLOAD if victim.attached else mode) for victim, mode in leaving]
         self.state.plans[wanting.id] = Plan(wanting.id, victims, self.now)
-        self.send_away(
-            [(self.state.instances[victim_id], mode) for victim_id, mode in victims], target=wanting, cause="request"
-        )
+        self.send_away(leaving, target=wanting, cause="request")
 
     def _shut(self, victim: Instance, gate: Gate) -> None:
         if victim.gate is None:
@@ -308,11 +326,12 @@ class DecisionPass:
     ) -> None:
         """Order the unloads and stops, and record why.
 
-        A soft unload that has no room for its residue becomes a stop, which frees no less.
+        A soft unload that has no room for its residue becomes a stop, which frees no less; not that of a server that
+        we must not stop.
         """
         modes: list[tuple[InstanceId, Mode]] = []
         for victim, wanted in victims:
-            mode = wanted if self.state.residue_fits(victim) else Mode.STOP
+            mode = wanted if victim.attached or self.state.residue_fits(victim) else Mode.STOP
             modes.append((victim.id, mode))
             if mode is Mode.UNLOAD:
                 self.state.move(victim, Move.UNLOAD, self.now)
@@ -360,7 +379,7 @@ class DecisionPass:
         for other in self.state.instances.values():
             if other.residency in LOADING and pools.intersection(other.spec.footprint):
                 free = False
-                if not len(other.queue):
+                if not len(other.queue) and not other.attached:
                     self.send_away([(other, Mode.STOP)], target=target, cause="request")
         return free
 

@@ -67,11 +67,33 @@ class RequestEnded:
 
 @dataclass(frozen=True, slots=True)
 class InstanceReady:
-    """A start or a wake succeeded."""
+    """A start, an attach or a wake succeeded."""
 
     now: float
     instance: InstanceId
     generation: int
+    attached: bool = False
+    """Somebody else runs the server: it is never stopped."""
+    soft_unload: bool | None = None
+    """Whether it can free its memory and stay, where that is only known now; None: as the configuration says."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttachOffered:
+    """The server that the instance would attach to answers, and nobody asked for it yet."""
+
+    now: float
+    instance: InstanceId
+
+
+@dataclass(frozen=True, slots=True)
+class AttachMissed:
+    """There was nothing to attach to; the last word of its generation."""
+
+    now: float
+    instance: InstanceId
+    generation: int
+    error: BackendError
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +117,13 @@ class InstanceUnloaded:
 
 @dataclass(frozen=True, slots=True)
 class UnloadFailed:
-    """A soft unload did not happen; the ladder goes on to a stop."""
+    """A soft unload did not happen; the ladder goes on to a stop, or names the attached server that holds on."""
 
     now: float
     instance: InstanceId
     generation: int
+    detail: str = ""
+    """Half a sentence: why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +185,8 @@ Event = (
     | ClientLeft
     | RequestEnded
     | InstanceReady
+    | AttachOffered
+    | AttachMissed
     | StartFailed
     | InstanceUnloaded
     | UnloadFailed

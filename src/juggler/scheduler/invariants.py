@@ -25,17 +25,18 @@ def _check_ledger(state: SchedulerState) -> None:
     for pool, capacity in state.ledger.capacity.items():
         held = sum(state.ledger.held(one).get(pool, 0) for one in state.instances)
         assert held == state.ledger.used(pool), f"{pool}: sum {held} is not the running total"
-        assert 0 <= held <= capacity, f"{pool}: {held} of {capacity} bytes held"
+        attached = sum(state.ledger.held(one.id).get(pool, 0) for one in state.instances.values() if one.attached)
+        assert 0 <= held <= capacity + attached, f"{pool}: {held} of {capacity} bytes held"
     for instance in state.instances.values():
         held_now, spec = state.ledger.held(instance.id), instance.spec
-        if instance.residency in GONE:
+        if instance.residency in GONE or instance.residency is Residency.ATTACHING:
             assert held_now == NOTHING, f"{instance.id} is gone and holds {held_now}"
         elif instance.residency is Residency.UNLOADED:
             assert held_now == spec.footprint_unloaded
         elif instance.residency in (Residency.UNLOADING, Residency.WAKING):
             assert held_now == greater(spec.footprint, spec.footprint_unloaded)
         elif instance.residency is not Residency.STOPPING:  # that keeps what it held until it is gone
-            assert held_now == spec.footprint, f"{instance.id} is {instance.residency}, holds {held_now}"
+            assert held_now == instance.footprint, f"{instance.id} is {instance.residency}, holds {held_now}"
 
 
 def _check_requests(state: SchedulerState) -> None:
@@ -65,6 +66,9 @@ def _check_instance(instance: Instance) -> None:
         assert not instance.running or instance.failures, f"{instance.id} loads while work runs on it"
     if instance.dying:
         assert instance.residency is Residency.STOPPING
+    if instance.residency is Residency.STARTING:
+        assert not instance.attached, f"{instance.id} is started and attached"
+        assert instance.spec.starts, f"{instance.id} has nothing to start"
     if instance.failure is None:
         assert instance.residency is not Residency.FAILED
     assert instance.queue.weight() >= 0

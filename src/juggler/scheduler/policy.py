@@ -41,8 +41,9 @@ class Policy:
     """How often a drained backend that says it is busy is asked again. Asked more than about once a second, llama.cpp
     does not notice that a client hung up and goes on generating (seen with xllamacpp 2026.10.11549)."""
 
-    busy_limit_s: float = 10 * MINUTES
-    """How long the backend's own word "busy" can delay a swap once none of our requests runs on it."""
+    busy_limit_s: float = 60 * MINUTES
+    """How long the backend's own word "busy" can delay a swap once none of our requests runs on it. Longer than any
+    job that people run: what waits gives up before (``queue_timeout``), and a job that is cut is lost."""
 
     light_grace_s: float = 10 * SECONDS
     """How long a drain waits for light exchanges (polls, downloads) that are still open."""
@@ -51,6 +52,9 @@ class Policy:
     """Pause before the second restart in a row; the first is immediate. Doubles up to ``back_off_limit_s``."""
 
     back_off_limit_s: float = 60 * SECONDS
+
+    ask_again_s: float = 10 * SECONDS
+    """Pause before an attached server that did not free its memory is asked again."""
 
     healthy_after_s: float = 60 * SECONDS
     """A process that was ready for this long starts with a clean slate when it exits."""

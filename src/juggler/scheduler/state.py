@@ -37,6 +37,12 @@ class InstanceSpec:
     queue_limit: int = 512
     """Requests that may wait."""
     soft_unload: bool = False
+    attaches: bool = False
+    """A server that runs already is used before one is started."""
+    starts: bool = True
+    """A process can be started for it."""
+    footprint_kept: Amounts = field(default_factory=dict)
+    """Bytes that an attached server counts for which cannot free any: what was declared, else nothing."""
     pinned: bool = False
     """Never a victim."""
     probes_busy: bool = False
@@ -67,12 +73,16 @@ class Instance:
     """One instance as the scheduler sees it."""
 
     __slots__ = (
+        "attach_tried",
+        "attached",
         "dying",
         "estimates",
         "failure",
         "failures",
         "gate",
         "generation",
+        "holds_on",
+        "holds_on_until",
         "idle_since",
         "last_used",
         "light",
@@ -85,6 +95,7 @@ class Instance:
         "residency",
         "retry_at",
         "running",
+        "soft_unload",
         "spec",
     )
 
@@ -94,6 +105,16 @@ class Instance:
         self.generation = 0
         """Counts starts; reports of an older generation are stale."""
         self.queue = RequestQueue(total)
+        self.attached = False
+        """The server is somebody else's."""
+        self.attach_tried = False
+        """For the requests that wait now there was nothing to attach to."""
+        self.soft_unload = spec.soft_unload
+        """Whether the server that runs now can free its memory and stay."""
+        self.holds_on = ""
+        """Why an attached server did not free its memory when it was asked last."""
+        self.holds_on_until = 0.0
+        """It is not asked again before."""
         self.running: dict[RequestId, Waiting] = {}
         """Work in flight. Survives the process by a moment when that dies."""
         self.light: dict[RequestId, Waiting] = {}
@@ -132,6 +153,16 @@ class Instance:
         """Nothing runs and nobody waits."""
         return not self.running and not len(self.queue)
 
+    @property
+    def yields(self) -> bool:
+        """Whether its memory can be had at all."""
+        return self.soft_unload or not self.attached
+
+    @property
+    def footprint(self) -> Amounts:
+        """Bytes held per pool while loaded."""
+        return self.spec.footprint if self.yields else self.spec.footprint_kept
+
     def need(self) -> Amounts:
         """What a load would add to what is held now."""
         if self.residency is Residency.UNLOADED:
@@ -140,11 +171,11 @@ class Instance:
 
     def freed_by(self, mode: Mode) -> Amounts:
         """What giving way in this mode would free."""
-        if self.residency in GONE:
+        if self.residency in GONE or not self.yields:
             return NOTHING
         if self.residency is Residency.UNLOADED:
             return self.spec.footprint_unloaded
-        if mode is Mode.UNLOAD:
+        if mode is Mode.UNLOAD or self.attached:
             return reduced(self.spec.footprint, self.spec.footprint_unloaded)
         return self.spec.footprint
 
@@ -156,11 +187,11 @@ class Instance:
 
     def free_s(self) -> float:
         """Expected seconds until its memory is free."""
-        return self.estimates.unload.value if self.spec.soft_unload else self.estimates.stop.value
+        return self.estimates.unload.value if self.soft_unload else self.estimates.stop.value
 
     def reload_s(self) -> float:
         """Expected seconds to bring it back after it gave way."""
-        return self.estimates.wake.value if self.spec.soft_unload else self.estimates.load.value
+        return self.estimates.wake.value if self.soft_unload else self.estimates.load.value
 
 
 @dataclass(slots=True)
@@ -202,10 +233,11 @@ class SchedulerState:
         instance.residency = residency
         if residency in GONE:
             self.ledger.hold(instance.id, NOTHING)
+            instance.attached, instance.soft_unload = False, instance.spec.soft_unload
         elif residency is Residency.UNLOADED:
             self.ledger.hold(instance.id, instance.spec.footprint_unloaded)
         elif residency in (Residency.STARTING, Residency.READY):
-            self.ledger.hold(instance.id, instance.spec.footprint)
+            self.ledger.hold(instance.id, instance.footprint)
         elif residency in (Residency.UNLOADING, Residency.WAKING):
             self.ledger.hold(instance.id, greater(instance.spec.footprint, instance.spec.footprint_unloaded))
         if residency is not Residency.DRAINING:
@@ -213,13 +245,18 @@ class SchedulerState:
         if residency not in UP:
             instance.idle_since = None
             instance.probe = Probe.UNKNOWN
-        if move in (Move.START, Move.WAKE, Move.UNLOAD, Move.STOP):
+        if move in (Move.START, Move.ATTACH, Move.WAKE, Move.UNLOAD, Move.STOP):
             instance.order_given_at = now
 
     def residue_fits(self, instance: Instance) -> bool:
         """Whether a soft unload has room for what it moves elsewhere (weights into host memory, say)."""
         growth = reduced(instance.spec.footprint_unloaded, instance.spec.footprint)
         return not shortage({pool: size for pool, size in growth.items() if size}, self.ledger.free())
+
+    def overcommitted(self, instance: Instance) -> bool:
+        """Whether a pool of the instance holds more than it has: somebody attached came on top."""
+        free = self.ledger.free()
+        return any(size and free.get(pool, 0) < 0 for pool, size in instance.footprint.items())
 
     def claimed(self) -> dict[InstanceId, Amounts]:
         """Free memory that plans under way count on: the target's need, less what its victims still hold."""

@@ -1,9 +1,9 @@
 """Where an instance's memory is, and every move between those places.
 
 Theory of operation. An instance is in exactly one ``Residency``. The scheduler moves it by giving an order
-(START, WAKE, UNLOAD, STOP, SHUT, OPEN), the outside world by reporting (BECAME_READY, START_FAILED, UNLOADED,
-UNLOAD_FAILED, EXITED, GONE, GONE_AFTER_FAILURE). ``TABLE`` lists every move there is; an unlisted one raises
-``InvalidTransition`` and changes nothing.
+(START, ATTACH, WAKE, UNLOAD, STOP, SHUT, OPEN), the outside world by reporting (BECAME_READY, START_FAILED,
+NOT_ATTACHED, UNLOADED, UNLOAD_FAILED, UNLOAD_REFUSED, EXITED, GONE, GONE_AFTER_FAILURE). ``TABLE`` lists every move
+there is; an unlisted one raises ``InvalidTransition`` and changes nothing.
 
 ::
 
@@ -12,9 +12,14 @@ UNLOAD_FAILED, EXITED, GONE, GONE_AFTER_FAILURE). ``TABLE`` lists every move the
     anything alive --STOP / EXITED / START_FAILED / UNLOAD_FAILED--> stopping --GONE--> stopped
                                                                      stopping --GONE_AFTER_FAILURE--> failed
     failed --START--> starting
+    stopped, failed --ATTACH--> attaching --BECAME_READY--> ready
+                                attaching --NOT_ATTACHED--> stopped
 
-Memory is held in full from START to GONE, and only the small residue in ``unloaded``: a process that has been told
-to go still holds its memory until it is gone.
+A server that somebody else runs is attached to, not started, and never stopped: for it STOP means to let go of it,
+and an unload that it refuses leads back to ``ready``.
+
+Memory is held in full from START (or from BECAME_READY after ATTACH) to GONE, and only the small residue in
+``unloaded``: a process that has been told to go still holds its memory until it is gone.
 
 An order and a report can cross: we order a stop while the report "ready" is under way. Such a late report meets
 ``stopping``; ``CROSSINGS`` lists the reports that are then dropped on purpose. Every process is reported gone
@@ -31,6 +36,7 @@ class Residency(enum.Enum):
 
     STOPPED = "stopped"
     STARTING = "starting"
+    ATTACHING = "attaching"
     READY = "ready"
     DRAINING = "draining"
     UNLOADING = "unloading"
@@ -44,6 +50,7 @@ class Move(enum.Enum):
     """Orders (imperative) and reports (past)."""
 
     START = "start"
+    ATTACH = "attach"
     WAKE = "wake"
     SHUT = "shut"
     OPEN = "open"
@@ -51,8 +58,10 @@ class Move(enum.Enum):
     STOP = "stop"
     BECAME_READY = "became ready"
     START_FAILED = "start failed"
+    NOT_ATTACHED = "not attached"
     UNLOADED = "unloaded"
     UNLOAD_FAILED = "unload failed"
+    UNLOAD_REFUSED = "unload refused"
     EXITED = "exited"
     GONE = "gone"
     GONE_AFTER_FAILURE = "gone after failure"
@@ -64,6 +73,11 @@ _M = Move
 TABLE: dict[tuple[Residency, Move], Residency] = {
     (_R.STOPPED, _M.START): _R.STARTING,
     (_R.FAILED, _M.START): _R.STARTING,
+    (_R.STOPPED, _M.ATTACH): _R.ATTACHING,
+    (_R.FAILED, _M.ATTACH): _R.ATTACHING,
+    (_R.ATTACHING, _M.BECAME_READY): _R.READY,
+    (_R.ATTACHING, _M.NOT_ATTACHED): _R.STOPPED,
+    (_R.ATTACHING, _M.STOP): _R.STOPPING,
     (_R.STARTING, _M.BECAME_READY): _R.READY,
     (_R.STARTING, _M.START_FAILED): _R.STOPPING,
     (_R.STARTING, _M.STOP): _R.STOPPING,
@@ -77,6 +91,7 @@ TABLE: dict[tuple[Residency, Move], Residency] = {
     (_R.DRAINING, _M.EXITED): _R.STOPPING,
     (_R.UNLOADING, _M.UNLOADED): _R.UNLOADED,
     (_R.UNLOADING, _M.UNLOAD_FAILED): _R.STOPPING,
+    (_R.UNLOADING, _M.UNLOAD_REFUSED): _R.READY,
     (_R.UNLOADING, _M.STOP): _R.STOPPING,
     (_R.UNLOADING, _M.EXITED): _R.STOPPING,
     (_R.UNLOADED, _M.WAKE): _R.WAKING,

@@ -52,8 +52,22 @@ class RecordedReports:
                 self._news.clear()
                 await self._news.wait()
 
-    def instance_ready(self, instance: InstanceId, generation: int, upstream_address: Address) -> None:
-        self._add("instance_ready", generation, upstream_address)
+    def instance_ready(
+        self,
+        instance: InstanceId,
+        generation: int,
+        upstream_address: Address,
+        *,
+        attached: bool = False,
+        soft_unload: bool | None = None,
+    ) -> None:
+        self._add("attached" if attached else "instance_ready", generation, upstream_address)
+
+    def attachable(self, instance: InstanceId) -> None:
+        self._add("attachable", 0)
+
+    def not_attached(self, instance: InstanceId, generation: int, error: BackendError) -> None:
+        self._add("not_attached", generation, error)
 
     def start_failed(self, instance: InstanceId, generation: int, error: BackendError) -> None:
         self._add("start_failed", generation, error)
