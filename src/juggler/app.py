@@ -6,13 +6,13 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from juggler.backends.base import Backend
 from juggler.backends.registry import create, traffic_for
 from juggler.clock import SystemClock
-from juggler.config.resolve import ResolvedConfig, ResolvedEndpoint
+from juggler.config.resolve import ResolvedConfig, ResolvedEndpoint, ResolvedInstance
 from juggler.control.api import ControlGateway
 from juggler.engine import EndpointPolicy, Engine
 from juggler.errors import ConfigError
@@ -78,9 +78,8 @@ class App:
             launcher = self.launcher
         else:
             launcher = LocalLauncher()
-        endpoints = [endpoint for server in self.config.servers for endpoint in server.endpoints]
-        backends = {_instance(one): create(one.settings) for one in endpoints if one.supported}
-        self.engine = _make_engine(self.config, endpoints, backends, clock)
+        backends = {one.id: create(one.settings) for one in self.config.instances}
+        self.engine = _make_engine(self.config, backends, clock)
         self.warmup = Warmup(self.config.warmup)
         for instance, backend in backends.items():
             self.engine.supervisors[instance] = Supervisor(
@@ -181,59 +180,52 @@ class App:
             )
 
 
-def _make_engine(
-    config: ResolvedConfig,
-    endpoints: list[ResolvedEndpoint],
-    backends: dict[InstanceId, Backend],
-    clock: SystemClock,
-) -> Engine:
+def _make_engine(config: ResolvedConfig, backends: Mapping[InstanceId, Backend], clock: SystemClock) -> Engine:
     policy = Policy(beta=config.beta, hard=config.hard)
     capacity: Amounts = config.pools if config.pools is not None else {EXCLUSIVE_POOL: 1}
-    specs = [_spec(config, one, backends[_instance(one)]) for one in endpoints if one.supported]
+    specs = [_spec(config, one, backends[one.id]) for one in config.instances]
+    endpoints = [endpoint for server in config.servers for endpoint in server.endpoints]
     return Engine(
         Scheduler(specs, capacity, policy),
         {
-            one.id: EndpointPolicy(one.name, _instance(one), one.priority, one.max_wait_s, config.queue_timeout_s)
+            one.id: EndpointPolicy(one.name, one.instance, one.priority, one.max_wait_s, config.queue_timeout_s)
             for one in endpoints
-            if one.supported
         },
-        {one.id: one.settings.type for one in endpoints if not one.supported},
         clock,
     )
 
 
-def _spec(config: ResolvedConfig, endpoint: ResolvedEndpoint, backend: Backend) -> InstanceSpec:
-    footprint, residue = _footprint(config, endpoint)
-    capabilities = backend.capabilities
+def _spec(config: ResolvedConfig, instance: ResolvedInstance, backend: Backend) -> InstanceSpec:
+    settings, capabilities = instance.settings, backend.capabilities
+    footprint = _footprint(config, instance)
+    attaches = settings.attach_to is not None
     return InstanceSpec(
-        id=_instance(endpoint),
-        name=endpoint.name,
+        id=instance.id,
+        name=instance.name,
         footprint=footprint,
-        footprint_unloaded=residue,
-        slots=endpoint.concurrency or backend.default_concurrency,
-        queue_limit=endpoint.queue_limit,
-        soft_unload=capabilities.unload != "none",
-        pinned=endpoint.pinned,
-        probes_busy=capabilities.work_outlives_request,
+        footprint_unloaded=instance.memory_unloaded,
+        footprint_kept=footprint if instance.memory is not None else {},
+        slots=instance.concurrency or backend.default_concurrency,
+        queue_limit=instance.queue_limit,
+        soft_unload=settings.model_unloading and capabilities.unload != "none",
+        attaches=attaches,
+        starts=settings.binary is not None or not attaches,
+        pinned=instance.pinned,
+        probes_busy=capabilities.work_outlives_request or (attaches and capabilities.unload_needs_idle),
         answers_when_unloaded=capabilities.answers_when_unloaded,
-        idle_unload_s=endpoint.idle_unload_s,
+        idle_unload_s=instance.idle_unload_s,
     )
 
 
-def _footprint(config: ResolvedConfig, endpoint: ResolvedEndpoint) -> tuple[Amounts, Amounts]:
-    """Loaded and unloaded. Nothing known of memory: the whole of the only pool; of this endpoint: the first pool."""
+def _footprint(config: ResolvedConfig, instance: ResolvedInstance) -> Amounts:
+    """While loaded. Nothing known of memory: the whole of the only pool; of this instance: the first pool."""
     if config.pools is None:
-        return {EXCLUSIVE_POOL: 1}, {}
-    if endpoint.memory is not None:
-        return endpoint.memory, endpoint.memory_unloaded
+        return {EXCLUSIVE_POOL: 1}
+    if instance.memory is not None:
+        return instance.memory
     pool = next((name for name in config.pools if name.startswith("gpu")), next(iter(config.pools)))
-    return {pool: config.pools[pool]}, endpoint.memory_unloaded
-
-
-def _instance(endpoint: ResolvedEndpoint) -> InstanceId:
-    """One instance per endpoint, as the seed has it; sharing comes with attached servers."""
-    return InstanceId(endpoint.id)
+    return {pool: config.pools[pool]}
 
 
 def _traffic(endpoint: ResolvedEndpoint) -> TrafficTable:
-    return traffic_for(endpoint.settings.type).extended_by(endpoint.traffic_rules)
+    return traffic_for(endpoint.type).extended_by(endpoint.traffic_rules)

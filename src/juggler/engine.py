@@ -14,20 +14,25 @@ from dataclasses import dataclass
 
 from juggler.backends.base import Address
 from juggler.clock import Clock
-from juggler.errors import BackendError, InvalidTransition, JugglerError, NotSupportedYet
+from juggler.errors import BackendError, InvalidTransition, JugglerError
 from juggler.ids import EndpointId, InstanceId, RequestId
 from juggler.lifecycle.supervisor import Supervisor
 from juggler.proxy.contract import ExchangeResult, RequestInfo, Route
 from juggler.proxy.upstream import UpstreamPool
 from juggler.routing.traffic import TrafficClass
 from juggler.scheduler import commands, events
+from juggler.scheduler.admission import answers_light
 from juggler.scheduler.core import Scheduler
 from juggler.units import format_duration
 
 _log = logging.getLogger("juggler.engine")
 
+_SUSPICIOUS = frozenset({"upstream_connect_failed", "upstream_closed"})
+"""Errors after which an attached server is looked after at once."""
+
 _KINDS = {
     TrafficClass.WORK: events.Kind.WORK,
+    TrafficClass.START: events.Kind.WORK,
     TrafficClass.LIGHT: events.Kind.LIGHT,
     TrafficClass.HELD_OPEN: events.Kind.HELD_OPEN,
 }
@@ -62,15 +67,25 @@ class _Waiter:
 class EngineLease:
     """The right to use one ready instance for one exchange; see ``proxy.contract.Lease``."""
 
-    __slots__ = ("_engine", "_request", "upstream")
+    __slots__ = ("_engine", "_instance", "_request", "upstream")
 
-    def __init__(self, engine: "Engine", request: RequestId, upstream: UpstreamPool) -> None:
+    def __init__(self, engine: "Engine", request: RequestId, instance: InstanceId, upstream: UpstreamPool) -> None:
         self._engine = engine
-        self._request = request
+        self._request: RequestId | None = request
+        self._instance = instance
         self.upstream = upstream
 
+    def switched(self) -> None:
+        """A tunnel holds no memory where the backend itself tells whether it works: the socket may idle for days."""
+        if self._request is not None and self._engine.asks(self._instance):
+            self._engine.ended(self._request)
+            self._request = None
+
     def release(self, result: ExchangeResult) -> None:
-        self._engine.ended(self._request)
+        if result.error in _SUSPICIOUS:
+            self._engine.supervisors[self._instance].suspect()
+        if self._request is not None:
+            self._engine.ended(self._request)
 
 
 class Engine:
@@ -79,7 +94,6 @@ class Engine:
     Args:
         scheduler: The pure core.
         endpoints: What to tell it of each endpoint's requests.
-        unsupported: Endpoints that this version can read but not run, with the name of their type.
         clock: Monotonic time for every event.
     """
 
@@ -87,12 +101,10 @@ class Engine:
         self,
         scheduler: Scheduler,
         endpoints: Mapping[EndpointId, EndpointPolicy],
-        unsupported: Mapping[EndpointId, str],
         clock: Clock,
     ) -> None:
         self.scheduler = scheduler
         self.endpoints = dict(endpoints)
-        self.unsupported = dict(unsupported)
         self.supervisors: dict[InstanceId, Supervisor] = {}
         self.finished = asyncio.Event()
         """Set when a shutdown has ended every process."""
@@ -130,12 +142,22 @@ class Engine:
         Raises:
             JugglerError: It is refused; the error says why and whether to come back.
         """
-        request_id, instance = await self._ask(route.endpoint, _KINDS[route.traffic])
+        kind = _KINDS[route.traffic]
+        if route.traffic is TrafficClass.START and self._answers(route.endpoint):
+            kind = events.Kind.LIGHT
+        request_id, instance = await self._ask(route.endpoint, kind)
         pool = self._pools.get(instance)
         if pool is None:  # the instance died between the grant and this turn of the loop
             self.ended(request_id)
             raise BackendError(f"{route.endpoint_name!r} ended just now", endpoint=route.endpoint_name, retry_after_s=1)
-        return EngineLease(self, request_id, pool)
+        return EngineLease(self, request_id, instance, pool)
+
+    def _answers(self, endpoint: EndpointId) -> bool:
+        return answers_light(self.scheduler.state.instances[self.endpoints[endpoint].instance])
+
+    def asks(self, instance: InstanceId) -> bool:
+        """Whether the backend is asked if it works before its memory is taken."""
+        return self.scheduler.state.instances[instance].spec.probes_busy
 
     async def load(self, endpoint: EndpointId) -> None:
         """Have the endpoint's instance loaded, waiting as any request would.
@@ -146,15 +168,7 @@ class Engine:
         await self._ask(endpoint, events.Kind.LOAD)
 
     async def _ask(self, endpoint: EndpointId, kind: events.Kind) -> tuple[RequestId, InstanceId]:
-        policy = self.endpoints.get(endpoint)
-        if policy is None:
-            raise NotSupportedYet(
-                f"{endpoint!r} uses the backend type {self.unsupported.get(endpoint, '?')!r}, or attaches to a "
-                "server, which this version cannot do yet",
-                endpoint=endpoint,
-                phase="routing",
-                hint="`juggler check` lists what is not in effect yet",
-            )
+        policy = self.endpoints[endpoint]
         request_id = RequestId(next(self._requests))
         waiter = self._waiters[request_id] = _Waiter()
         self.post(

@@ -62,9 +62,6 @@ def print_status(url: str, *, as_json: bool) -> None:
         return
     rows: list[tuple[str, ...]] = [("ENDPOINT", "STATE", "RUNNING", "WAITING", "MEMORY", "IDLE", "LOAD TIME")]
     rows += [_row(one) for one in status["instances"]]
-    rows += [
-        (one["endpoint"], f"not supported yet ({one['type']})", "", "", "", "", "") for one in status["unsupported"]
-    ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -1,20 +1,16 @@
 """What a configuration may already say although this version does not act on it yet: one table.
 
-When a key or type comes into effect, its row goes.
+When a key comes into effect, its row goes.
 """
 
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from juggler.config.problems import PathParts, Problem
-from juggler.config.schema import backend_type
 from juggler.config.tree import Member, Node, is_ignored_key
 
 if TYPE_CHECKING:
     from juggler.config.load import LoadedConfig
-
-SUPPORTED_TYPES = frozenset({"llamacpp", "command", "demo"})
-"""Backend types that this version runs; the others are read, checked and answered 501."""
 
 _LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -23,7 +19,7 @@ class _Row(NamedTuple):
     pattern: str
     """Path of a written key; ``*`` is any name or index."""
     message: str
-    """With ``{value}`` for what is written, ``{type}`` for the type of the backend."""
+    """With ``{value}`` for what is written."""
     applies: "Callable[[LoadedConfig, PathParts], bool]"
 
 
@@ -41,28 +37,6 @@ def _value(loaded: "LoadedConfig", path: PathParts) -> object:
     return node.value
 
 
-def _type(loaded: "LoadedConfig", path: PathParts) -> str:
-    name = str(path[1]) if len(path) > 1 else ""
-    backend = loaded.config.backends.get(name)
-    return backend_type(name, backend) if backend else name
-
-
-def _unsupported(loaded: "LoadedConfig", path: PathParts) -> bool:
-    return _type(loaded, path) not in SUPPORTED_TYPES
-
-
-def _supported(loaded: "LoadedConfig", path: PathParts) -> bool:
-    return not _unsupported(loaded, path)
-
-
-def _cannot_unload(loaded: "LoadedConfig", path: PathParts) -> bool:
-    return _supported(loaded, path) and _type(loaded, path) not in ("command", "demo")
-
-
-def _is_true(loaded: "LoadedConfig", path: PathParts) -> bool:
-    return _value(loaded, path) is True
-
-
 def _is_auto(loaded: "LoadedConfig", path: PathParts) -> bool:
     return _value(loaded, path) == "auto"
 
@@ -76,11 +50,7 @@ _TABLE = (
     _Row("scheduler.dial", '"dial" is not in effect yet', _always),
     _Row("scheduler.kappa", '"kappa" is not in effect yet', _always),
     _Row("scheduler.kappa_class", '"kappa_class" is not in effect yet', _always),
-    _Row("backends.*", "backends of type {type} cannot be run yet: their endpoints answer 501", _unsupported),
-    _Row("backends.*.attach_to", '"attach_to" is not in effect yet: the endpoints answer 501', _supported),
     _Row("backends.*.host", '"host" {value} is not in effect yet: backends listen on 127.0.0.1', _elsewhere),
-    _Row("backends.*.model_unloading", '"model_unloading" has no effect yet for type {type}', _cannot_unload),
-    _Row("servers.*.endpoints.*.share", '"share" is not in effect yet: the endpoint has its own process', _is_true),
 )
 
 
@@ -91,7 +61,7 @@ def not_in_effect(loaded: "LoadedConfig") -> list[Problem]:
         for row in _TABLE:
             if not _matches(row.pattern, path) or not loaded.is_written(*path) or not row.applies(loaded, path):
                 continue
-            message = row.message.replace("{type}", _type(loaded, path)).replace("{value}", str(_value(loaded, path)))
+            message = row.message.replace("{value}", str(_value(loaded, path)))
             notes.append(loaded.problem("note", path, message, code="not-in-effect", at_key=True))
     return notes
 

@@ -10,11 +10,10 @@ import shutil
 import socket
 from pathlib import Path
 
-from juggler.config.effect import SUPPORTED_TYPES
 from juggler.config.load import LoadedConfig
 from juggler.config.problems import PathParts, Problem, Severity, in_file_order
 from juggler.config.resolve import default_state_dir, default_temp_dir, expand
-from juggler.config.schema import BackendModel, ControlModel, backend_type
+from juggler.config.schema import BackendModel, ControlModel
 from juggler.config.tree import quoted
 
 
@@ -24,8 +23,7 @@ def machine_problems(loaded: LoadedConfig) -> list[Problem]:
     used = {endpoint.backend for server in loaded.config.servers for endpoint in server.endpoints}
     for name, backend in loaded.config.backends.items():
         # A program that nothing starts, for now, is worth a word and no more.
-        started = name in used and backend_type(name, backend) in SUPPORTED_TYPES
-        severity: Severity = "error" if started else "warning"
+        severity: Severity = "error" if name in used and backend.attach_to is None else "warning"
         problems += _backend(loaded, name, backend, severity)
     for key, default in (("temp_dir", default_temp_dir), ("state_dir", default_state_dir)):
         written = getattr(loaded.config, key)

@@ -3,14 +3,14 @@
 import getpass
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import platformdirs
 
 from juggler.backends.base import BackendSettings, HttpCall
-from juggler.config.effect import SUPPORTED_TYPES
 from juggler.config.load import LoadedConfig
 from juggler.config.schema import (
     BackendModel,
@@ -22,6 +22,7 @@ from juggler.config.schema import (
     ServerModel,
     backend_type,
 )
+from juggler.config.sharing import instance_key
 from juggler.config.validate import first_gpu_pool, normal_prefix
 from juggler.ids import EndpointId, InstanceId, PoolId
 from juggler.routing.traffic import TrafficClass, TrafficRule
@@ -40,7 +41,7 @@ class ControlAddress:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedEndpoint:
-    """One route, with everything that running it needs."""
+    """One route to an instance."""
 
     id: EndpointId
     name: str
@@ -48,24 +49,35 @@ class ResolvedEndpoint:
     prefix: str
     """Begins with a slash and does not end with one; empty: every path."""
     strip_prefix: bool
-    settings: BackendSettings
-    supported: bool
-    """Whether this version can run the backend's type."""
-    memory: Mapping[PoolId, int] | None
-    """Bytes per pool while loaded; None: not declared, or no pools are."""
-    memory_unloaded: Mapping[PoolId, int]
+    instance: InstanceId
+    type: str
+    """Of the backend."""
     priority: int
     """0 for interactive, -10 for batch; larger is more urgent."""
     max_wait_s: float
     """Seconds after which a waiting request is due."""
+    traffic_rules: tuple[TrafficRule, ...] = ()
+    """The operator's, before the type's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedInstance:
+    """One process, or one attached server, with everything that running it needs."""
+
+    id: InstanceId
+    """That of its first endpoint."""
+    name: str
+    """The name of its first endpoint."""
+    settings: BackendSettings
+    memory: Mapping[PoolId, int] | None
+    """Bytes per pool while loaded; None: not declared, or no pools are."""
+    memory_unloaded: Mapping[PoolId, int]
     concurrency: int | None
     """Work requests at a time; None: what the backend type takes."""
     queue_limit: int
     idle_unload_s: float | None
     """None: never."""
     pinned: bool
-    traffic_rules: tuple[TrafficRule, ...] = ()
-    """The operator's, before the type's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +110,8 @@ class ResolvedConfig:
     control: ControlAddress | None
     """None: switched off."""
     servers: tuple[ResolvedServer, ...]
+    instances: tuple[ResolvedInstance, ...]
+    """In the order of their first endpoints."""
     warmup: tuple[EndpointId, ...] = field(default=())
 
 
@@ -110,6 +124,7 @@ def resolve(loaded: LoadedConfig) -> ResolvedConfig:
     pools = {PoolId(name): size for name, size in written.items()} if isinstance(written, dict) else None
     scheduler = config.scheduler
     control = config.control
+    shared = _shared(config)
     return ResolvedConfig(
         temp_dir=temp_dir,
         state_dir=state_dir,
@@ -126,10 +141,11 @@ def resolve(loaded: LoadedConfig) -> ResolvedConfig:
                 server.name,
                 server.host,
                 server.port,
-                tuple(_endpoint(config, server, endpoint, temp_dir, state_dir, pools) for endpoint in server.endpoints),
+                tuple(_endpoint(config, server, endpoint, shared) for endpoint in server.endpoints),
             )
             for server in config.servers
         ),
+        instances=tuple(_instance(config, members, temp_dir, state_dir, pools) for members in _members(shared)),
         # Naming one endpoint twice is a warning, and loads it once.
         warmup=tuple(dict.fromkeys(endpoint_id(entry.server, entry.endpoint) for entry in config.warmup)),
     )
@@ -170,40 +186,78 @@ def _program(binary: str | None) -> str | None:
     return str(expand(binary))
 
 
+class _Member(NamedTuple):
+    """An endpoint of an instance."""
+
+    id: EndpointId
+    endpoint: EndpointModel
+    instance: InstanceId
+
+
+def _shared(config: Config) -> dict[EndpointId, _Member]:
+    """Every endpoint with its instance: its own, or the one of the first endpoint that uses the same process."""
+    instances: dict[object, InstanceId] = {}
+    members: dict[EndpointId, _Member] = {}
+    for server in config.servers:
+        for endpoint in server.endpoints:
+            own_id = endpoint_id(server.name, endpoint.name)
+            key = instance_key(config, endpoint)
+            instance = InstanceId(own_id) if key is None else instances.setdefault(key, InstanceId(own_id))
+            members[own_id] = _Member(own_id, endpoint, instance)
+    return members
+
+
+def _members(shared: Mapping[EndpointId, _Member]) -> list[list[_Member]]:
+    groups: dict[InstanceId, list[_Member]] = {}
+    for member in shared.values():
+        groups.setdefault(member.instance, []).append(member)
+    return list(groups.values())
+
+
 def _endpoint(
-    config: Config,
-    server: ServerModel,
-    endpoint: EndpointModel,
-    temp_dir: Path,
-    state_dir: Path,
-    pools: Mapping[PoolId, int] | None,
+    config: Config, server: ServerModel, endpoint: EndpointModel, shared: Mapping[EndpointId, _Member]
 ) -> ResolvedEndpoint:
-    backend = config.backends[endpoint.backend]
-    scheduler = config.scheduler
     own_id = endpoint_id(server.name, endpoint.name)
-    kind = backend_type(endpoint.backend, backend)
     word = endpoint.priority
     priority = PRIORITIES[word] if isinstance(word, str) else word
     max_wait_s = endpoint.max_wait
     if max_wait_s is None:
-        max_wait_s = scheduler.deadline_batch if priority < 0 else scheduler.max_wait
+        max_wait_s = config.scheduler.deadline_batch if priority < 0 else config.scheduler.max_wait
     return ResolvedEndpoint(
         id=own_id,
         name=endpoint.name,
         server_name=server.name,
         prefix=normal_prefix(endpoint.path_prefix),
         strip_prefix=endpoint.strip_prefix,
-        settings=_settings(config, own_id, endpoint, backend, kind, temp_dir, state_dir),
-        supported=kind in SUPPORTED_TYPES and backend.attach_to is None,
-        memory=_footprint(endpoint.memory, pools),
-        memory_unloaded=_footprint(endpoint.memory_unloaded, pools) or {},
+        instance=shared[own_id].instance,
+        type=backend_type(endpoint.backend, config.backends[endpoint.backend]),
         priority=priority,
         max_wait_s=max_wait_s,
-        concurrency=endpoint.concurrency,
-        queue_limit=endpoint.queue_limit or scheduler.queue_limit,
-        idle_unload_s=endpoint.idle_unload,
-        pinned=endpoint.pinned,
         traffic_rules=tuple(TrafficRule(rule.match, TrafficClass(rule.traffic_class)) for rule in endpoint.traffic),
+    )
+
+
+def _instance(
+    config: Config, members: Sequence[_Member], temp_dir: Path, state_dir: Path, pools: Mapping[PoolId, int] | None
+) -> ResolvedInstance:
+    """One instance with what its endpoints say of it: the largest needs, the strictest wishes."""
+    first = members[0]
+    endpoints = [member.endpoint for member in members]
+    backend = config.backends[first.endpoint.backend]
+    kind = backend_type(first.endpoint.backend, backend)
+    limits = [one.concurrency for one in endpoints if one.concurrency is not None]
+    idle = [one.idle_unload for one in endpoints if one.idle_unload is not None]
+    declared = [one.memory for one in endpoints if one.memory is not None]
+    return ResolvedInstance(
+        id=first.instance,
+        name=first.endpoint.name,
+        settings=_settings(config, first.id, first.endpoint, backend, kind, temp_dir, state_dir),
+        memory=_largest(declared, pools) if declared and pools is not None else None,
+        memory_unloaded=_largest([one.memory_unloaded for one in endpoints], pools),
+        concurrency=max(limits, default=None),
+        queue_limit=max(one.queue_limit or config.scheduler.queue_limit for one in endpoints),
+        idle_unload_s=min(idle, default=None),
+        pinned=any(one.pinned for one in endpoints),
     )
 
 
@@ -236,6 +290,7 @@ def _settings(
         stop_timeout_s=backend.stop_timeout,
         temp_dir=temp_dir,
         state_dir=state_dir,
+        ui_prefix=normal_prefix(endpoint.path_prefix) if endpoint.strip_prefix else "",
         kv_cache_quota_bytes=config.kv_cache.quota,
     )
 
@@ -247,9 +302,13 @@ def _call(call: HttpCallModel | None) -> HttpCall | None:
     return HttpCall(call.method, call.path, call.body_text, tuple(call.expect), busy_when)
 
 
-def _footprint(value: dict[str, int] | int | None, pools: Mapping[PoolId, int] | None) -> dict[PoolId, int] | None:
-    if value is None or pools is None:
-        return None
-    if isinstance(value, dict):
-        return {PoolId(pool): size_bytes for pool, size_bytes in value.items()}
-    return {PoolId(first_gpu_pool(list(pools))): value}
+def _largest(values: Sequence[dict[str, int] | int | None], pools: Mapping[PoolId, int] | None) -> dict[PoolId, int]:
+    """The largest of some footprints, pool by pool."""
+    largest: dict[PoolId, int] = {}
+    for value in values:
+        if value is None or pools is None:
+            continue
+        sizes = value if isinstance(value, dict) else {first_gpu_pool(list(pools)): value}
+        for pool, size_bytes in sizes.items():
+            largest[PoolId(pool)] = max(size_bytes, largest.get(PoolId(pool), 0))
+    return largest

@@ -181,7 +181,9 @@ class BackendModel(Model):
         description="Program to start: a path, or a name found in `PATH`. `~` is expanded. For `comfyui` its Python.",
     )
     attach_to: Text | None = Field(
-        default=None, description="URL of a server that already runs: `http://localhost:7860`. It wins over `binary`."
+        default=None,
+        description="URL of a server that already runs: `http://localhost:7860`. It is used when it answers; "
+        "if not, `binary` is started.",
     )
     default_parameters: list[Text] = Field(
         default=[], description="Command-line arguments for every endpoint, before the endpoint's own."
@@ -190,7 +192,8 @@ class BackendModel(Model):
         default=None, description="Address a started backend listens on; only `localhost` takes effect."
     )
     model_unloading: bool = Field(
-        default=True, description="Free the model and keep the process, where the program can, rather than stop it."
+        default=True,
+        description="Free the model and keep the process, where the program can; `false` stops it instead.",
     )
     env: dict[EnvName, Text] = Field(default={}, description="Environment variables added to the juggler's own.")
     cwd: PathText | None = Field(default=None, description="Working directory of the program. `~` is expanded.")
@@ -221,10 +224,11 @@ class TrafficModel(Model):
     match: TrafficMatch = Field(
         description="`METHOD PATH`; methods are joined by `|`; `*` is any method, or any characters in a path."
     )
-    traffic_class: Literal["work", "light", "held-open", "blocked"] = Field(
+    traffic_class: Literal["work", "start", "light", "held-open", "blocked"] = Field(
         alias="class",
-        description="`work` loads the model and keeps it; `light` is forwarded only while it is loaded; `held-open` is "
-        "light and never counts as use; `blocked` is refused with 403.",
+        description="`work` loads the model and keeps it; `start` loads it and is light from then on; `light` is "
+        "forwarded only while it is loaded; `held-open` is light and never counts as use; `blocked` is refused with "
+        "403.",
     )
 
 
@@ -273,7 +277,9 @@ class EndpointModel(Model):
     )
     env: dict[EnvName, Text] = Field(default={}, description="Environment variables; they override the backend's.")
     share: bool = Field(
-        default=False, description="Share one process with endpoints of the same backend, parameters and `env`."
+        default=False,
+        description="Share one process with endpoints of the same backend, parameters and `env` that say so too. "
+        "Endpoints that attach to one server always share it.",
     )
 
 

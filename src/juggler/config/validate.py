@@ -10,6 +10,7 @@ from juggler.config.explain import closest, listing
 from juggler.config.load import LoadedConfig
 from juggler.config.problems import PathParts, Problem, Severity
 from juggler.config.schema import BackendModel, ControlModel, EndpointModel, backend_type
+from juggler.config.sharing import sharing_problems
 from juggler.config.tree import quoted
 from juggler.config.types import BACKEND_TYPES
 from juggler.units import format_duration, format_size
@@ -28,12 +29,12 @@ _EITHER = TypeRule(binary=True, attach_to=True, required=("binary", "attach_to")
 
 TYPE_RULES = {
     "llamacpp": TypeRule(binary=True, attach_to=False, required=("binary",)),
-    "koboldcpp": TypeRule(binary=True, attach_to=False, required=("binary",)),
+    "koboldcpp": _EITHER,
     "sdwebui": _EITHER,
     "comfyui": _EITHER,
     "ollama": _EITHER,
     "vllm": _EITHER,
-    "command": TypeRule(binary=True, attach_to=True, required=("binary",)),
+    "command": _EITHER,
     "demo": TypeRule(binary=False, attach_to=False, required=()),
 }
 
@@ -105,6 +106,7 @@ class _Checks:
             self._shadows(index)
         self._warmup()
         self._pinned()
+        self.problems += sharing_problems(self.loaded)
         scheduler = self.config.scheduler
         if scheduler.max_wait > scheduler.queue_timeout:
             path = ("scheduler", "max_wait")
@@ -139,6 +141,9 @@ class _Checks:
         if rule.required and all(getattr(backend, key) is None for key in rule.required):
             message = f"the backend {quoted(name)} of type {kind} needs {listing(rule.required)}"
             self._error(path, message, code="missing-key", at_key=True)
+        if kind == "llamacpp" and self.loaded.is_written(*path, "model_unloading"):
+            message = '"model_unloading" has no effect for type llamacpp: llama.cpp can only be stopped'
+            self._warn((*path, "model_unloading"), message, code="no-effect", at_key=True)
         for key in _COMMAND_ONLY:
             if kind != "command" and getattr(backend, key) is not None:
                 message = f"{quoted(key)} has no effect for type {kind}: only type command reads it"

@@ -73,7 +73,7 @@ class ControlGateway:
 
     def _endpoint(self, wanted: str) -> EndpointId:
         """An endpoint by its full name, or by its own name where that is unique."""
-        known = [*self._engine.endpoints, *self._engine.unsupported]
+        known = list(self._engine.endpoints)
         if wanted in known:
             return EndpointId(wanted)
         matches = [one for one in known if one.partition("/")[2] == wanted]

@@ -6,6 +6,7 @@ from juggler.ids import InstanceId
 from juggler.lifecycle.supervisor import Supervisor
 from juggler.scheduler.ledger import Amounts
 from juggler.scheduler.state import Instance
+from juggler.scheduler.transitions import GONE
 from juggler.warmup import Warmup
 
 
@@ -26,7 +27,6 @@ def status(engine: Engine, warmup: Warmup, now: float) -> dict[str, object]:
             _instance(one, endpoints_of.get(one.id, []), state.ledger.held(one.id), engine.supervisors.get(one.id), now)
             for one in state.instances.values()
         ],
-        "unsupported": [{"endpoint": endpoint, "type": kind} for endpoint, kind in engine.unsupported.items()],
         "warmup": [
             {"endpoint": entry.endpoint, "state": entry.state, "error": entry.error, "seconds": entry.seconds}
             for entry in warmup.entries
@@ -46,7 +46,9 @@ def _instance(
     return {
         "instance": instance.id,
         "endpoints": endpoints,
-        "state": "busy" if instance.up and instance.running else instance.residency.value,
+        "state": _state(instance),
+        "attached": instance.attached,
+        "holds_on": instance.holds_on if instance.attached and instance.holds_on_until > now else None,
         "residency": instance.residency.value,
         "running": len(instance.running),
         "waiting": len(instance.queue),
@@ -68,3 +70,12 @@ def _instance(
             "retry_in_s": round(max(instance.retry_at - now, 0.0), 1),
         },
     }
+
+
+def _state(instance: Instance) -> str:
+    """The word shown: the residency, ``busy`` while it works, ``down`` for an attached server that is not there."""
+    if instance.up and instance.running:
+        return "busy"
+    if instance.residency in GONE and not instance.spec.starts:
+        return "down"
+    return instance.residency.value

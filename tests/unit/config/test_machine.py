@@ -84,10 +84,10 @@ def test_home_directories_are_expanded(tmp_path: Path, port: int, monkeypatch: p
 
 
 def test_a_program_that_nothing_starts_is_a_warning(tmp_path: Path, port: int) -> None:
-    """Unused backends, and those of types that cannot be run yet, may lack their program."""
+    """Unused backends, and those that attach first, may lack their program."""
     missing = {"binary": "/none/x"}
     assert [severity for severity, *_ in found(tmp_path, port, missing, used=False)] == ["warning"]
-    assert [severity for severity, *_ in found(tmp_path, port, {**missing, "type": "sdwebui"})] == ["warning"]
+    assert [severity for severity, *_ in found(tmp_path, port, {**missing, "attach_to": "http://x"})] == ["warning"]
     assert [severity for severity, *_ in found(tmp_path, port, missing)] == ["error"]
 
 

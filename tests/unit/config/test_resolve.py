@@ -11,7 +11,14 @@ import pytest
 
 from juggler.backends.base import BackendSettings, HttpCall
 from juggler.config.load import load_config, load_text
-from juggler.config.resolve import ControlAddress, ResolvedConfig, ResolvedEndpoint, expand, resolve
+from juggler.config.resolve import (
+    ControlAddress,
+    ResolvedConfig,
+    ResolvedEndpoint,
+    ResolvedInstance,
+    expand,
+    resolve,
+)
 from juggler.ids import EndpointId, InstanceId
 from juggler.routing.traffic import TrafficClass, TrafficRule
 from juggler.units import GIB
@@ -34,6 +41,11 @@ def only(config: ResolvedConfig) -> ResolvedEndpoint:
     return config.servers[0].endpoints[0]
 
 
+def instance(config: ResolvedConfig) -> ResolvedInstance:
+    (found,) = config.instances
+    return found
+
+
 def test_defaults() -> None:
     """What nobody wrote, as documented."""
     config = resolved()
@@ -47,14 +59,15 @@ def test_defaults() -> None:
     assert config.warmup == ()
     server = config.servers[0]
     assert (server.name, server.host, server.port) == ("S", "127.0.0.1", 9000)
-    endpoint = only(config)
-    assert endpoint == ResolvedEndpoint(
-        id=EndpointId("S/E"), name="E", server_name="S", prefix="", strip_prefix=False,
-        settings=endpoint.settings, supported=True,
-        memory=None, memory_unloaded={}, priority=0, max_wait_s=60.0, concurrency=None, queue_limit=512,
-        idle_unload_s=None, pinned=False, traffic_rules=(),
+    assert only(config) == ResolvedEndpoint(
+        id=EndpointId("S/E"), name="E", server_name="S", prefix="", strip_prefix=False, instance=InstanceId("S/E"),
+        type="command", priority=0, max_wait_s=60.0, traffic_rules=(),
     )  # fmt: skip
-    assert endpoint.settings == BackendSettings(
+    assert instance(config) == ResolvedInstance(
+        id=InstanceId("S/E"), name="E", settings=instance(config).settings, memory=None, memory_unloaded={},
+        concurrency=None, queue_limit=512, idle_unload_s=None, pinned=False,
+    )  # fmt: skip
+    assert instance(config).settings == BackendSettings(
         instance=InstanceId("S/E"), endpoint_name="E", type="command", binary="server",
         temp_dir=config.temp_dir, state_dir=config.state_dir,
     )  # fmt: skip
@@ -87,17 +100,17 @@ def test_everything_written() -> None:
     assert (config.queue_timeout_s, config.beta, config.hard, config.warmup) == (500.0, 1.0, 2.0, ("S/E",))
     endpoint = only(config)
     assert (endpoint.prefix, endpoint.strip_prefix, endpoint.priority, endpoint.max_wait_s) == ("/v", True, -10, 50.0)
-    assert (endpoint.memory, endpoint.memory_unloaded) == ({"gpu0": 2 * GIB}, {"ram": GIB})
-    assert (endpoint.concurrency, endpoint.queue_limit, endpoint.idle_unload_s, endpoint.pinned) == (4, 7, 300.0, True)
+    one = instance(config)
+    assert (one.memory, one.memory_unloaded) == ({"gpu0": 2 * GIB}, {"ram": GIB})
+    assert (one.concurrency, one.queue_limit, one.idle_unload_s, one.pinned) == (4, 7, 300.0, True)
     assert endpoint.traffic_rules == (TrafficRule("GET /x", TrafficClass.HELD_OPEN),)
-    assert not endpoint.supported, "attaching comes later; starting the program instead would be a second copy"
-    assert endpoint.settings == BackendSettings(
-        instance=endpoint.settings.instance, endpoint_name="E", type="command", binary="/bin/x", attach_to="http://x:1",
+    assert one.settings == BackendSettings(
+        instance=InstanceId("S/E"), endpoint_name="E", type="command", binary="/bin/x", attach_to="http://x:1",
         parameters=("a", "b", "c"), env={"A": "2", "B": "1", "C": "3"}, cwd="/w", model_unloading=False,
         kv_cache_saving=False, ready_path="/h", unload=HttpCall("POST", "/u"),
         wake=HttpCall("POST", "/w", '{"level": 1}', (200, 204)), busy=HttpCall("GET", "/q", None, (), "n > 0"),
         stop_signal="SIGINT", start_timeout_s=60.0, stop_timeout_s=3.0, temp_dir=Path("/t"), state_dir=Path("/s"),
-        kv_cache_quota_bytes=GIB,
+        kv_cache_quota_bytes=GIB, ui_prefix="/v",
     )  # fmt: skip
 
 
@@ -122,7 +135,7 @@ def test_memory_without_pools_is_not_used() -> None:
     """One exclusive pool: footprints mean nothing, and no name of a pool may slip through."""
     for top in ({}, {"memory": {"pools": "auto"}}):
         config = resolved({"memory": {"gpu0": 5}, "memory_unloaded": 1}, **top)
-        assert (config.pools, only(config).memory, only(config).memory_unloaded) == (None, None, {})
+        assert (config.pools, instance(config).memory, instance(config).memory_unloaded) == (None, None, {})
 
 
 def test_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -135,25 +148,68 @@ def test_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert expand("~no-such-user-here/x") == tmp_path / "~no-such-user-here" / "x"
     binaries = {"server": "server", "./server": str(tmp_path / "server"), "~/s": str(tmp_path / "s"), "/x/y": "/x/y"}
     for written, expected in binaries.items():
-        assert only(resolved(backend={"binary": written})).settings.binary == expected
+        assert instance(resolved(backend={"binary": written})).settings.binary == expected
 
 
 def test_the_seed_file() -> None:
-    """Two servers, six endpoints in order; four on types that cannot be run yet; the warm-up order is kept."""
+    """Two servers, six endpoints in order, each with an instance of its own; the warm-up order is kept."""
     config = resolve(load_config(SEED))
     endpoints = [endpoint for server in config.servers for endpoint in server.endpoints]
-    assert [(endpoint.id, endpoint.prefix, endpoint.supported) for endpoint in endpoints] == [
-        ("LLM/Vision LLM", "/vision", True),
-        ("LLM/Qwen 3 MoE", "/qwen3", False),
-        ("LLM/Ollama", "/ollama", False),
-        ("LLM/Default LLM", "", True),
-        ("Image generation/Stable Diffusion", "/sdapi", False),
-        ("Image generation/ComfyUI", "", False),
+    assert [(endpoint.id, endpoint.prefix, endpoint.type) for endpoint in endpoints] == [
+        ("LLM/Vision LLM", "/vision", "llamacpp"),
+        ("LLM/Qwen 3 MoE", "/qwen3", "koboldcpp"),
+        ("LLM/Ollama", "/ollama", "ollama"),
+        ("LLM/Default LLM", "", "llamacpp"),
+        ("Image generation/Stable Diffusion", "/sdapi", "sdwebui"),
+        ("Image generation/ComfyUI", "", "comfyui"),
     ]
+    assert [endpoint.instance for endpoint in endpoints] == [one.id for one in config.instances]
     assert config.warmup == ("Image generation/Stable Diffusion", "LLM/Vision LLM")
     assert config.temp_dir == Path("/tmp/ai-model-juggler")
-    assert endpoints[0].settings.parameters[:4] == ("-ngl", "99", "--no-mmap", "-fa")
-    assert endpoints[0].settings.parameters[-2:] == ("--ctx-size", "16384")
+    first = config.instances[0]
+    assert first.settings.parameters[:4] == ("-ngl", "99", "--no-mmap", "-fa")
+    assert first.settings.parameters[-2:] == ("--ctx-size", "16384")
+
+
+def several(backends: dict[str, Any], *endpoints: dict[str, Any]) -> ResolvedConfig:
+    listed = [{"name": f"E{number}", "path_prefix": f"/{number}", **one} for number, one in enumerate(endpoints)]
+    pools = {"memory": {"pools": {"gpu0": 100}}}
+    document = {"backends": backends, "servers": [{"name": "S", "port": 9000, "endpoints": listed}], **pools}
+    return resolve(load_text(json.dumps(document)))
+
+
+def test_endpoints_attached_to_one_server_are_one_instance() -> None:
+    """Also by other backends and other spellings of the address; it needs the most that any of them says."""
+    backends = {
+        "one": {"type": "ollama", "attach_to": "http://localhost:11434"},
+        "two": {"type": "ollama", "attach_to": "http://127.0.0.1:11434/"},
+        "far": {"type": "ollama", "attach_to": "http://gpubox:11434"},
+    }
+    config = several(
+        backends,
+        {"backend": "one", "memory": 10, "idle_unload": 60},
+        {"backend": "far"},
+        {"backend": "two", "memory": 20, "pinned": True, "concurrency": 3, "queue_limit": 7},
+        {"backend": "one", "idle_unload": 30, "concurrency": 2},
+    )
+    assert [endpoint.instance for endpoint in config.servers[0].endpoints] == ["S/E0", "S/E1", "S/E0", "S/E0"]
+    one, far = config.instances
+    assert (one.id, far.id) == ("S/E0", "S/E1")
+    assert (one.memory, one.idle_unload_s, one.pinned, one.concurrency) == ({"gpu0": 20}, 30.0, True, 3)
+    assert (one.queue_limit, far.memory) == (512, None)
+
+
+def test_endpoints_share_a_process_where_they_say_so() -> None:
+    """Same backend, same parameters, same environment, and both willing."""
+    backends = {"b": {"type": "command", "binary": "/x"}, "c": {"type": "command", "binary": "/x"}}
+    willing: dict[str, Any] = {"backend": "b", "share": True, "parameters": ["-m", "a"]}
+    config = several(
+        backends, willing, willing, {**willing, "share": False}, {**willing, "parameters": ["-m", "b"]},
+        {**willing, "env": {"A": "1"}}, {**willing, "backend": "c"},
+    )  # fmt: skip
+    assert [one.instance for one in config.servers[0].endpoints] == [
+        "S/E0", "S/E0", "S/E2", "S/E3", "S/E4", "S/E5",
+    ]  # fmt: skip
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="user ids are POSIX")

@@ -61,12 +61,12 @@ URL = "http://localhost:7860"
     ("kind", "neither", "binary", "attach", "both"),
     [
         ("llamacpp", "missing-key", "", "attach-refused missing-key", "attach-refused"),
-        ("koboldcpp", "missing-key", "", "attach-refused missing-key", "attach-refused"),
+        ("koboldcpp", "missing-key", "", "", ""),
         ("sdwebui", "missing-key", "", "", ""),
         ("comfyui", "missing-key", "", "", ""),
         ("ollama", "missing-key", "", "", ""),
         ("vllm", "missing-key", "", "", ""),
-        ("command", "missing-key", "", "missing-key", ""),
+        ("command", "missing-key", "", "", ""),
         ("demo", "", "no-effect", "attach-refused", "attach-refused no-effect"),
     ],
 )

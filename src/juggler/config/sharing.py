@@ -1,0 +1,92 @@
+"""Which endpoints share one process or one attached server, and what can be wrong with that."""
+
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from juggler.config.load import LoadedConfig
+from juggler.config.problems import PathParts, Problem
+from juggler.config.schema import Config, EndpointModel, backend_type
+from juggler.config.tree import quoted
+
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+_ANY = frozenset({"0.0.0.0", "::"})
+
+
+def attach_key(url: str) -> tuple[str, int]:
+    """What all URLs of one server have in common, as (host, port); every loopback name is 127.0.0.1."""
+    parts = urlsplit(url)
+    host = (parts.hostname or "").lower()
+    return ("127.0.0.1" if host in _LOOPBACK else host, parts.port or 80)
+
+
+def instance_key(config: Config, endpoint: EndpointModel) -> object:
+    """Equal for endpoints that share one process; None for one that shares with nobody.
+
+    Endpoints that attach to one server share it; others where ``share`` says so and their command is the same.
+    """
+    backend = config.backends[endpoint.backend]
+    if backend.attach_to is not None:
+        return (backend_type(endpoint.backend, backend), attach_key(backend.attach_to))
+    if endpoint.share:
+        return (endpoint.backend, tuple(endpoint.parameters), tuple(sorted(endpoint.env.items())))
+    return None
+
+
+def sharing_problems(loaded: LoadedConfig) -> Iterator[Problem]:
+    """Everything that does not fit together; the URLs themselves and the backends' names have been checked before."""
+    yield from _targets(loaded)
+    yield from _first_counts(loaded)
+
+
+def _targets(loaded: LoadedConfig) -> Iterator[Problem]:
+    """Two types on one server, the juggler itself as target, and memory that nobody can ever have."""
+    claimed: dict[tuple[str, int], tuple[str, str]] = {}
+    for name, backend in loaded.config.backends.items():
+        if backend.attach_to is None or not _readable(backend.attach_to):
+            continue
+        path: PathParts = ("backends", name, "attach_to")
+        kind, key = backend_type(name, backend), attach_key(backend.attach_to)
+        other, other_kind = claimed.setdefault(key, (name, kind))
+        if other_kind != kind:
+            message = f"{quoted(other)} already attaches to this server, as {other_kind}: it cannot be {kind} as well"
+            yield loaded.problem("error", path, message, code="attach-twice")
+        for server in loaded.config.servers:
+            here = key[0] == "127.0.0.1" and server.host.lower() in _LOOPBACK | _ANY
+            if server.port == key[1] and (here or server.host.lower() == key[0]):
+                message = f"this is the juggler's own server {quoted(server.name)}: its requests would come back to it"
+                hint = "move the server here to another port, and let its clients use that one"
+                yield loaded.problem("error", path, message, hint=hint, code="attach-to-self")
+        if not backend.model_unloading and backend.binary is None:
+            message = "an attached server is never stopped, so without unloading its memory is never freed for others"
+            path = ("backends", name, "model_unloading")
+            yield loaded.problem("warning", path, message, code="never-unloaded", at_key=True)
+
+
+def _first_counts(loaded: LoadedConfig) -> Iterator[Problem]:
+    """Endpoints of one instance that would start it differently."""
+    config = loaded.config
+    first: dict[object, tuple[str, EndpointModel]] = {}
+    for index, server in enumerate(config.servers):
+        for position, endpoint in enumerate(server.endpoints):
+            backend = config.backends.get(endpoint.backend)
+            if backend is None or backend.attach_to is None or not _readable(backend.attach_to):
+                continue
+            name, other = first.setdefault(instance_key(config, endpoint), (endpoint.name, endpoint))
+            starts = backend.binary is not None or config.backends[other.backend].binary is not None
+            same = (endpoint.backend, endpoint.parameters, endpoint.env) == (
+                other.backend,
+                other.parameters,
+                other.env,
+            )
+            if starts and not same:
+                path = ("servers", index, "endpoints", position, "backend")
+                message = f"shares one server with {quoted(name)}: if it has to be started, that one's settings count"
+                yield loaded.problem("warning", path, message, code="shared-server")
+
+
+def _readable(url: str) -> bool:
+    try:
+        attach_key(url)
+    except ValueError:
+        return False
+    return True
