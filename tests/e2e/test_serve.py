@@ -201,15 +201,6 @@ def test_many_requests_at_once_all_get_an_answer(tmp_path: Path) -> None:
         assert juggler.instance("S/a")["starts"] + juggler.instance("S/b")["starts"] <= 4
 
 
-def test_unsupported_backends_are_answered_honestly(tmp_path: Path) -> None:
-    """A type that comes later is 501 with a sentence; the rest of the file works."""
-    config = exclusive(a=web(), old={"type": "ollama", "attach_to": "http://127.0.0.1:1"})
-    with running(tmp_path, config) as juggler:
-        answer = juggler.ask("POST", "/old/api/chat", {})
-        assert answer.status == 501
-        assert juggler.ask("POST", "/a/x", {}).status == 200
-
-
 def test_a_client_that_leaves_while_loading_disturbs_nobody(tmp_path: Path) -> None:
     """Its load goes on or is given up; the next client is served either way."""
     with running(tmp_path, exclusive(a=web("--load", "0.6"), b=web("--name", "b"))) as juggler:

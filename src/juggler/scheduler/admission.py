@@ -38,7 +38,7 @@ def failed_recently(instance: Instance, now: float) -> JugglerError:
         hint=failure.hint,
         endpoint=failure.endpoint,
         phase=failure.phase,
-        retry_after_s=max(instance.retry_at - now, 0.0),
+        retry_after_s=max(instance.retry_at - now, failure.retry_after_s or 0.0),
         exit_status=failure.exit_status,
         log_tail=failure.log_tail,
         details=failure.details,
