@@ -39,6 +39,23 @@ def exclusive_machine(count: int = 4) -> tuple[list[InstanceSpec], dict[PoolId, 
     return [InstanceSpec(name, str(name), {EXCLUSIVE_POOL: 1}, slots=2) for name in names], {EXCLUSIVE_POOL: 1}
 
 
+def mixed_owners() -> tuple[list[InstanceSpec], dict[PoolId, int]]:
+    """Servers of somebody else's between our own: with and without one to start, declared or not."""
+    specs = [
+        InstanceSpec(InstanceId("ours"), "ours", {GPU: 12}, slots=2),
+        InstanceSpec(InstanceId("soft"), "soft", {GPU: 12}, {GPU: 1}, soft_unload=True),
+        InstanceSpec(
+            InstanceId("theirs"), "theirs", {GPU: 12}, {GPU: 2}, soft_unload=True, attaches=True, starts=False,
+            footprint_kept={GPU: 12}, probes_busy=True, answers_when_unloaded=True,
+        ),
+        InstanceSpec(
+            InstanceId("either"), "either", {GPU: 12}, soft_unload=True, attaches=True, idle_unload_s=9.0, slots=3,
+        ),
+        InstanceSpec(InstanceId("unknown"), "unknown", {GPU: 24}, attaches=True, starts=False, footprint_kept={}),
+    ]  # fmt: skip
+    return specs, {GPU: 24}
+
+
 def storm(world: World, events: int) -> None:
     """Random arrivals, cancels, crashes and operator's orders, then a shutdown."""
     rng = world.random
@@ -63,12 +80,13 @@ def storm(world: World, events: int) -> None:
             world.leave(rng.choice(recent[-20:]))
         elif what < 0.96:
             world.crash(rng.choice(names))
+            world.offer(rng.choice(names))
         else:
             world.order(rng.choice(names), rng.choice(list(OrderKind)))
 
 
-@pytest.mark.parametrize("machine", [mixed_machine, exclusive_machine])
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("machine", [mixed_machine, exclusive_machine, mixed_owners])
+@pytest.mark.parametrize("seed", range(24))
 def test_every_request_gets_exactly_one_outcome(machine: object, seed: int) -> None:
     """Under arrivals, cancels, crashes, slow stops and orders nothing is lost, leaked or answered twice."""
     assert callable(machine)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from juggler.errors import BackendExited
+from juggler.errors import AttachFailed, BackendExited
 from juggler.errors import StartFailed as StartFailedError
 from juggler.ids import InstanceId, PoolId, RequestId
 from juggler.scheduler import commands as c
@@ -31,6 +31,9 @@ class Nature:
     wake_fails: float = 0.05
     unload_fails: float = 0.1
     busy_chance: float = 0.2
+    attach_s: tuple[float, float] = (0.001, 1.0)
+    there_chance: float = 0.6
+    """That a server to attach to is there when somebody looks."""
 
 
 @dataclass
@@ -66,6 +69,8 @@ class World:
         self.alive: dict[InstanceId, int] = {}
         """Generation of each process that exists, for crossing reports and crashes."""
         self.loads_seen: dict[InstanceId, int] = {}
+        self.theirs: set[InstanceId] = set()
+        """Attached at the moment: not ours to stop."""
         self._going: set[InstanceId] = set()
         """Processes whose end is on the agenda."""
         self._agenda: list[tuple[float, int, Callable[[], object]]] = []
@@ -138,6 +143,12 @@ class World:
             if outcome.instance == instance and outcome.forwarded_at is not None and not outcome.answers:
                 self._end(request, "cut by crash")
 
+    def offer(self, instance: InstanceId) -> None:
+        """The watch finds a server to attach to."""
+        if self.scheduler.state.instances[instance].spec.attaches and instance not in self.alive:
+            self.counts["offered"] += 1
+            self.post(e.AttachOffered(self.now, instance))
+
     def finish(self) -> None:
         """Shut down, then let everything end."""
         self.post(e.ShutdownRequested(self.now, self.now + 5.0))
@@ -182,6 +193,28 @@ class World:
         else:
             self.at(self.random.uniform(*self.nature.load_s), lambda: self._become_ready(instance, generation))
 
+    def _do_AttachInstance(self, command: c.AttachInstance) -> None:  # noqa: N802
+        instance, generation = command.instance, command.generation
+        assert instance not in self.alive, f"{instance} attached while it has a process"
+        self.alive[instance] = generation
+        self.theirs.add(instance)
+
+        def look() -> None:
+            if self.alive.get(instance) != generation or self._stopping(instance):
+                return
+            if self.random.random() < self.nature.there_chance:
+                self.counts["attached"] += 1
+                self.loads_seen[instance] = generation
+                soft = self.random.choice([None, True, False])
+                self.post(e.InstanceReady(self.now, instance, generation, True, soft))
+            else:
+                self.counts["missed"] += 1
+                del self.alive[instance]
+                self.theirs.discard(instance)
+                self.post(e.AttachMissed(self.now, instance, generation, AttachFailed(f"{instance} is away")))
+
+        self.at(self.random.uniform(*self.nature.attach_s), look)
+
     def _do_WakeInstance(self, command: c.WakeInstance) -> None:  # noqa: N802
         instance, generation = command.instance, command.generation
         delay = self.random.uniform(*self.nature.wake_s)
@@ -193,7 +226,7 @@ class World:
     def _become_ready(self, instance: InstanceId, generation: int) -> None:
         if self.alive.get(instance) == generation and not self._stopping(instance):
             self.loads_seen[instance] = generation
-            self.post(e.InstanceReady(self.now, instance, generation))
+            self.post(e.InstanceReady(self.now, instance, generation, instance in self.theirs))
 
     def _fail_start(self, instance: InstanceId, generation: int) -> None:
         if self.alive.get(instance) == generation and not self._stopping(instance):
@@ -217,6 +250,8 @@ class World:
     def _do_StopInstance(self, command: c.StopInstance) -> None:  # noqa: N802
         if not self.shut_down:
             self._assert_not_serving(command.instance)
+            ready = command.instance in self.theirs and command.instance in self.loads_seen
+            assert not ready, f"{command.instance} is not ours to stop"
         delay = self.random.uniform(*self.nature.stop_s)
         self.loads_seen.pop(command.instance, None)
         self._process_gone(command.instance, command.generation, delay)
@@ -257,6 +292,7 @@ class World:
         def gone() -> None:
             self._going.discard(instance)
             del self.alive[instance]
+            self.theirs.discard(instance)
             self.post(e.InstanceGone(self.now, instance, generation))
 
         self.at(delay_s, gone)

@@ -71,6 +71,8 @@ def print_status(url: str, *, as_json: bool) -> None:
             click.echo(f"{one['instance']}: {one['error']['message']}")
             if one["error"]["hint"]:
                 click.echo(f"  hint: {one['error']['hint']}")
+        if one["holds_on"] is not None:
+            click.echo(f"{one['instance']}: attached, and did not free its memory: {one['holds_on']}")
     for entry in status["warmup"]:
         if entry["state"] == "failed":
             click.echo(f"warm-up of {entry['endpoint']} failed: {entry['error']}")
@@ -80,7 +82,7 @@ def _row(one: dict[str, Any]) -> tuple[str, ...]:
     held = ", ".join(_amount(pool, size) for pool, size in one["held_bytes"].items()) or "-"
     return (
         ", ".join(one["endpoints"]) or one["instance"],
-        one["state"],
+        f"{one['state']} (attached)" if one["attached"] else one["state"],
         str(one["running"]),
         str(one["waiting"]),
         held,

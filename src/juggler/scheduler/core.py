@@ -200,6 +200,7 @@ class Scheduler:
     def _on_attach_offered(self, event: AttachOffered, out: list[Command]) -> None:
         instance = self.state.instances[event.instance]
         if not self.state.shutting_down and instance.residency in GONE and instance.order is None:
+            self.state.plans.pop(instance.id, None)  # what was to be started is there
             attach(self.state, instance, event.now, out)
 
     def _on_attach_missed(self, event: AttachMissed, out: list[Command]) -> None:
