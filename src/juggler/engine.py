@@ -5,6 +5,7 @@ backend costs no turn of the loop. An event posted while commands run is handled
 """
 
 import asyncio
+import contextlib
 import copy
 import itertools
 import logging
@@ -23,12 +24,15 @@ from juggler.routing.traffic import TrafficClass
 from juggler.scheduler import commands, events
 from juggler.scheduler.admission import answers_light
 from juggler.scheduler.core import Scheduler
-from juggler.units import format_duration
+from juggler.scheduler.transitions import GONE
+from juggler.units import SECONDS, format_duration
 
 _log = logging.getLogger("juggler.engine")
 
 _SUSPICIOUS = frozenset({"upstream_connect_failed", "upstream_closed"})
 """Errors after which an attached server is looked after at once."""
+
+LOOK_LIMIT_S = 3 * SECONDS
 
 _KINDS = {
     TrafficClass.WORK: events.Kind.WORK,
@@ -169,6 +173,8 @@ class Engine:
 
     async def _ask(self, endpoint: EndpointId, kind: events.Kind) -> tuple[RequestId, InstanceId]:
         policy = self.endpoints[endpoint]
+        if kind in (events.Kind.WORK, events.Kind.LOAD):
+            await self._look_before_load(policy.instance)
         request_id = RequestId(next(self._requests))
         waiter = self._waiters[request_id] = _Waiter()
         self.post(
@@ -197,6 +203,20 @@ class Engine:
             raise copy.copy(answer)  # one failure may answer many requests; a traceback belongs to one
         assert answer is not None
         return request_id, answer
+
+    async def _look_before_load(self, instance_id: InstanceId) -> None:
+        """Nothing has to go for a program that is not there.
+
+        Raises:
+            StartFailed: It is not there.
+        """
+        instance = self.scheduler.state.instances[instance_id]
+        if instance.residency not in GONE or instance.spec.attaches or len(instance.queue):
+            return
+        looking = asyncio.to_thread(self.supervisors[instance_id].look_for_program)
+        with contextlib.suppress(TimeoutError):  # a disk that sleeps: the start itself will tell
+            async with asyncio.timeout(LOOK_LIMIT_S):
+                await looking
 
     def ended(self, request: RequestId) -> None:
         """A forwarded request is over."""

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +19,18 @@ def find_executable(binary: str, *, endpoint: str, cwd: str | None, path: str | 
     Raises:
         StartFailed: Missing, a directory, or not executable; with a hint.
     """
+    file = find_program(binary, endpoint=endpoint, cwd=cwd, path=path)
+    if not os.access(file, os.X_OK):
+        raise _cannot_start(endpoint, f"{file} is not executable", f"make it so: chmod +x {file}")
+    return file
+
+
+def find_program(binary: str, *, endpoint: str, cwd: str | None, path: str | None) -> str:
+    """As ``find_executable``, for what may be a script that somebody else executes.
+
+    Raises:
+        StartFailed: Missing, or a directory; with a hint.
+    """
     name = str(Path(binary).expanduser()) if binary.startswith("~") else binary
     if os.sep not in name and not (os.altsep and os.altsep in name):
         found = shutil.which(name, path=path)
@@ -27,12 +40,15 @@ def find_executable(binary: str, *, endpoint: str, cwd: str | None, path: str | 
             )
         return found
     file = Path(cwd or ".").expanduser() / name
-    if not file.exists():
-        raise _cannot_start(endpoint, f"{file} does not exist", "correct the backend's `binary`")
-    if file.is_dir():
+    try:
+        mode = file.stat().st_mode
+    except FileNotFoundError:
+        raise _cannot_start(endpoint, f"{file} does not exist", "correct the backend's `binary`") from None
+    except OSError as error:
+        why = f"{file} cannot be looked at ({error.strerror})"
+        raise _cannot_start(endpoint, why, "correct the backend's `binary`, or the rights of its directory") from error
+    if stat.S_ISDIR(mode):
         raise _cannot_start(endpoint, f"{file} is a directory", "name the program itself as `binary`")
-    if not os.access(file, os.X_OK):
-        raise _cannot_start(endpoint, f"{file} is not executable", f"make it so: chmod +x {file}")
     return str(file.absolute())
 
 

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from juggler.backends.base import Address, Backend
+from juggler.backends.command_line import find_program
 from juggler.clock import Clock
 from juggler.errors import BackendError, InvalidTransition, ReadyTimeout, StartFailed
 from juggler.ids import InstanceId
@@ -195,6 +196,19 @@ class Supervisor:
         """From now on stops are SIGKILL at once, without saving; also for one that is under way."""
         self._hurried = True
         self._interruption.check()
+
+    def look_for_program(self) -> None:
+        """Whether the program that a start would run is there; file work, for a worker thread.
+
+        Asked before anything is taken from others: they shall not go for a program that was moved or deleted.
+
+        Raises:
+            StartFailed: It is not, with a hint.
+        """
+        settings = self._backend.settings
+        if settings.binary is not None:
+            path = {**self._environ, **settings.env}.get("PATH")
+            find_program(settings.binary, endpoint=settings.endpoint_name, cwd=settings.cwd, path=path)
 
     # ---------------------------------------------------------------- status view
 
