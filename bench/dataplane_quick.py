@@ -30,6 +30,9 @@ class _Lease:
     def __init__(self, pool: UpstreamPool) -> None:
         self.upstream = pool
 
+    def switched(self) -> None:
+        pass
+
     def release(self, result: ExchangeResult) -> None:
         pass
 

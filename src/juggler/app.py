@@ -22,6 +22,7 @@ from juggler.lifecycle.launcher import Launcher
 from juggler.lifecycle.local import LocalLauncher
 from juggler.lifecycle.supervisor import Supervisor
 from juggler.proxy.listener import Listener, start_listener
+from juggler.proxy.replies import Replies
 from juggler.routing.table import Entry, RoutingTable
 from juggler.routing.traffic import TrafficTable
 from juggler.scheduler.core import Scheduler
@@ -153,11 +154,12 @@ class App:
                 raise ConfigError(f"cannot create {directory}: {error.strerror}") from error
 
     async def _listen(self) -> None:
+        replies = Replies()
         for server in self.config.servers:
             entries = [Entry(one.id, one.name, one.prefix, one.strip_prefix, _traffic(one)) for one in server.endpoints]
             gateway = EndpointGateway(RoutingTable(server.name, entries), self.engine)
             try:
-                listener = await start_listener(gateway, server.host, server.port)
+                listener = await start_listener(gateway, server.host, server.port, replies=replies)
             except OSError as error:
                 raise ConfigError(
                     f"server {server.name!r} cannot listen on {server.host}:{server.port}: {error.strerror or error}",

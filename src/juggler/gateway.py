@@ -2,6 +2,7 @@
 
 from juggler.engine import Engine
 from juggler.proxy.contract import Lease, LocalResponse, RequestInfo, Route
+from juggler.routing.slash import slash_redirect
 from juggler.routing.table import RoutingTable
 
 
@@ -16,4 +17,8 @@ class EndpointGateway:
         return self._table.match(method, target)
 
     async def acquire(self, route: Route, request: RequestInfo) -> Lease | LocalResponse:
+        if route.bare:
+            redirect = slash_redirect(route, request)
+            if redirect is not None:
+                return redirect  # before the engine: a redirect starts nothing
         return await self._engine.acquire(route, request)

@@ -135,6 +135,14 @@ class StubLease:
     upstream: UpstreamPool
     results: list[ExchangeResult]
     released: int = 0
+    tunnels: int = 0
+    on_switched: Callable[[], None] | None = None
+
+    def switched(self) -> None:
+        assert not self.released
+        self.tunnels += 1
+        if self.on_switched is not None:
+            self.on_switched()
 
     def release(self, result: ExchangeResult) -> None:
         self.released += 1
@@ -143,10 +151,16 @@ class StubLease:
 
 @dataclass
 class StubGateway:
-    """Routes everything to one pool; ``hold`` delays the lease, ``refusal`` and ``local`` replace it."""
+    """Routes everything to one pool; ``hold`` delays the lease, ``refusal`` and ``local`` replace it.
+
+    With ``light`` everything is light; GET and HEAD may be answered from an earlier reply.
+    """
 
     pool: UpstreamPool
     prefix: bytes = b""
+    light: bool = False
+    endpoint: str = "s/e"
+    on_switched: Callable[[], None] | None = None
     hold: asyncio.Event | None = None
     refusal: Exception | None = None
     routing_error: JugglerError | None = None
@@ -159,8 +173,13 @@ class StubGateway:
     def route(self, method: bytes, target: bytes, host: bytes | None) -> Route | LocalResponse:
         if self.routing_error is not None:
             raise self.routing_error
-        target = target.removeprefix(self.prefix) or b"/"
-        return Route(EndpointId("s/e"), "e", target, TrafficClass.WORK, self.prefix)
+        bare = bool(self.prefix) and target.partition(b"?")[0] == self.prefix
+        target = target.removeprefix(self.prefix)
+        if bare:
+            target = b"/" + target
+        traffic = TrafficClass.LIGHT if self.light else TrafficClass.WORK
+        cacheable = self.light and method in (b"GET", b"HEAD")
+        return Route(EndpointId(self.endpoint), "e", target, traffic, self.prefix, bare, cacheable)
 
     async def acquire(self, route: Route, request: RequestInfo) -> StubLease | LocalResponse:
         self.asked.append(request)
@@ -174,7 +193,7 @@ class StubGateway:
             raise self.refusal
         if self.local is not None:
             return self.local
-        lease = StubLease(self.pool, self.results)
+        lease = StubLease(self.pool, self.results, on_switched=self.on_switched)
         self.leases.append(lease)
         return lease
 

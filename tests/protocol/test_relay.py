@@ -319,7 +319,7 @@ async def test_addresses_are_mapped_back_under_a_stripped_prefix() -> None:
         peer = await setup.ask(b"GET /vision/a HTTP/1.1\r\nHost: front:1\r\nOrigin: http://front:1\r\n\r\n")
         _, head, _ = await peer.answer()
     assert header(head, b"location") == b"/vision/x?y"
-    assert header(head, b"set-cookie") == b"a=b; Path=/vision/; HttpOnly"
+    assert header(head, b"set-cookie") == b"a=b; Path=/vision; HttpOnly"
     assert seen[0].startswith(b"GET /a HTTP/1.1\r\n")
     assert header(seen[0], b"origin") is None
     assert header(seen[0], b"x-forwarded-prefix") == b"/vision"

@@ -85,8 +85,14 @@ class LlamaCppBackend(Backend):
             TrafficRule("GET */v1/stream", TrafficClass.HELD_OPEN),
             TrafficRule("GET */models/sse", TrafficClass.HELD_OPEN),
             TrafficRule("DELETE */v1/stream", TrafficClass.LIGHT),
+            TrafficRule("GET */slots", TrafficClass.LIGHT, volatile=True),
+            TrafficRule("GET */metrics", TrafficClass.LIGHT, volatile=True),
+            TrafficRule("GET /", TrafficClass.START),
         ]
     )
+    has_ui = True
+    version_arguments = ("--version",)
+    help_arguments = ("--help",)
 
     def __init__(self, settings: BackendSettings) -> None:
         super().__init__(settings)
@@ -192,6 +198,20 @@ class LlamaCppBackend(Backend):
             if answer.status == 503 and "error" in document:
                 return ProbeResult.NOT_YET
         return ProbeResult.WRONG_SERVER if answer.status < 500 else ProbeResult.NOT_YET
+
+    async def identify(self, caller: Caller) -> str | None:
+        """By ``build_info`` of ``/props``, which koboldcpp's imitation of that route lacks."""
+        answer = await self.call(caller, "GET", "/props")
+        if answer.status == 401:
+            return "llama.cpp (it wants an API key)" if "Invalid API Key" in answer.body.decode("latin-1") else None
+        try:
+            document = answer.json()
+        except ValueError:
+            return None
+        if answer.status == 503 and isinstance(document, dict) and "Loading model" in str(document.get("error")):
+            return "llama.cpp (it loads its model)"
+        build = document.get("build_info") if isinstance(document, dict) else None
+        return f"llama.cpp {build}" if build else None
 
     async def busy(self, caller: Caller) -> bool:
         """Whether a slot works: with ``X-Conversation-Id`` a generation outlives its request (backends.md 2.5).

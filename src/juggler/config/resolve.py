@@ -233,7 +233,9 @@ def _endpoint(
         type=backend_type(endpoint.backend, config.backends[endpoint.backend]),
         priority=priority,
         max_wait_s=max_wait_s,
-        traffic_rules=tuple(TrafficRule(rule.match, TrafficClass(rule.traffic_class)) for rule in endpoint.traffic),
+        traffic_rules=tuple(
+            TrafficRule(rule.match, TrafficClass(rule.traffic_class), rule.volatile) for rule in endpoint.traffic
+        ),
     )
 
 

@@ -230,6 +230,11 @@ class TrafficModel(Model):
         "forwarded only while it is loaded; `held-open` is light and never counts as use; `blocked` is refused with "
         "403.",
     )
+    volatile: bool = Field(
+        default=False,
+        description="Of light GETs: the answer is about this very moment (progress, queues). It is never given from an "
+        "earlier reply while the model is not loaded.",
+    )
 
 
 class EndpointModel(Model):

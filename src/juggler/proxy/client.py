@@ -18,18 +18,21 @@ import socket
 import struct
 from typing import Protocol, cast
 
-from juggler.errors import BadRequest, JugglerError
+from juggler.errors import BackendError, BadRequest, JugglerError, NotReady, UpstreamError
 from juggler.proxy.body import RequestBody
 from juggler.proxy.contract import ExchangeResult, Gateway, LocalResponse, RequestInfo, Route
 from juggler.proxy.exchange import Exchange, Request
 from juggler.proxy.framing import FramingError
 from juggler.proxy.head import find_request_end, parse_request
 from juggler.proxy.limits import Limits
+from juggler.proxy.replies import Replies
 from juggler.proxy.responses import error_response, local_response
 
 _log = logging.getLogger("juggler.proxy")
 
 _NEVER = float("inf")
+_UNABLE = (NotReady, BackendError, UpstreamError)
+"""The backend cannot answer now; not among them are refusals of the request and a juggler that goes down."""
 _METHOD_START = frozenset(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz\r")
 
 
@@ -47,6 +50,7 @@ class ListenerSide(Protocol):
 
     gateway: Gateway
     limits: Limits
+    replies: Replies
     draining: bool
 
     def opened(self, connection: "ClientConnection") -> JugglerError | None: ...
@@ -374,6 +378,7 @@ class ClientConnection(asyncio.Protocol):
     async def _answer(self, request: Request) -> None:
         head = request.head
         path = head.target
+        target: Route | LocalResponse | None = None
         try:
             target = self._gateway.route(head.method, head.target, head.host)
             if isinstance(target, Route):
@@ -385,6 +390,8 @@ class ClientConnection(asyncio.Protocol):
             close = self._closes_after_own_answer(request)
             self.write(local_response(target, head_only=head.method == b"HEAD", close=close))
         except JugglerError as error:
+            if isinstance(target, Route) and isinstance(error, _UNABLE) and self._answer_from_earlier(request, target):
+                return
             self._answer_error(request, error, path)
         except Exception:
             _log.exception("request %s %s failed", head.method.decode("latin-1"), head.target.decode("latin-1"))
@@ -401,8 +408,9 @@ class ClientConnection(asyncio.Protocol):
             return lease
         result = ExchangeResult()
         exchange: Exchange | None = None
+        recorder = self._listener.replies.recorder(route, head) if route.cacheable else None
         try:
-            exchange = self._exchange = Exchange(self, request, route, lease.upstream, result, self._limits)
+            exchange = self._exchange = Exchange(self, request, route, lease, result, self._limits, recorder)
             await exchange.run()
         except asyncio.CancelledError:
             if exchange is None or not exchange.complete:
@@ -421,6 +429,16 @@ class ClientConnection(asyncio.Protocol):
             self._exchange = None
             lease.release(result)
         return None
+
+    def _answer_from_earlier(self, request: Request, route: Route) -> bool:
+        """Answer with an earlier reply to the same question, if there is one; its backend cannot answer."""
+        replies = self._listener.replies
+        reply = replies.find(route, request.head) if route.cacheable else None
+        if reply is None:
+            return False
+        close = self._closes_after_own_answer(request)
+        self.write(reply.message(replies.clock(), head_only=request.head.method == b"HEAD", close=close))
+        return True
 
     def _closes_after_own_answer(self, request: Request) -> bool:
         """Decide, for an answer made here, whether the connection can go on."""

@@ -26,7 +26,12 @@ class Route:
     """What the backend gets as request target: raw path (prefix stripped or not) and raw query."""
     traffic: TrafficClass
     prefix: bytes = b""
-    """The stripped prefix (``/vision``), empty if none was stripped; for ``X-Forwarded-Prefix``."""
+    """The stripped prefix (``/vision``) as the client wrote it, empty if none was stripped."""
+    bare: bool = False
+    """The path was exactly the stripped prefix, without the slash that a page's relative links need behind it."""
+    cacheable: bool = False
+    """A light GET or HEAD whose answer is not about this very moment: while the backend is down, an earlier reply
+    may stand in for it (``proxy.replies``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,13 @@ class Lease(Protocol):
     def upstream(self) -> "UpstreamPool":
         """Connections to the instance."""
         ...
+
+    def switched(self) -> None:
+        """The exchange became a tunnel: the 101 was passed on, no byte of the tunnel yet. Synchronous, never raises.
+
+        Called at most once, before ``release``. The default does nothing.
+        """
+        return
 
     def release(self, result: ExchangeResult) -> None:
         """The exchange is over. Synchronous, never raises; called exactly once."""

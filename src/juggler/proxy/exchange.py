@@ -11,12 +11,13 @@ from typing import Protocol
 
 from juggler.errors import JugglerError, UpstreamClosed
 from juggler.proxy.body import RequestBody
-from juggler.proxy.contract import ExchangeResult, Route
+from juggler.proxy.contract import ExchangeResult, Lease, Route
 from juggler.proxy.framing import ChunkDecoder, Chunked, FramingError, Length, NoBody, Tracker, UntilClose
 from juggler.proxy.head import BadResponse, RequestHead, ResponseHead, find_response_end, parse_response
 from juggler.proxy.headers import Hop, ReturnHop, request_head, response_head
 from juggler.proxy.limits import Limits
-from juggler.proxy.upstream import UpstreamConnection, UpstreamPool
+from juggler.proxy.replies import Recorder
+from juggler.proxy.upstream import UpstreamConnection
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _NO_BODY = NoBody()
@@ -64,15 +65,18 @@ class Exchange:
         "_error",
         "_expect_deadline",
         "_finished",
+        "_lease",
         "_limits",
         "_loop",
         "_pool",
+        "_recorder",
         "_request",
         "_result",
         "_retry",
         "_route",
         "_started_at",
         "_tracker",
+        "_unframed",
         "_upstream",
         "_upstream_ended",
         "complete",
@@ -87,14 +91,17 @@ class Exchange:
         client: ClientSide,
         request: Request,
         route: Route,
-        pool: UpstreamPool,
+        lease: Lease,
         result: ExchangeResult,
         limits: Limits,
+        recorder: Recorder | None = None,
     ) -> None:
         self._client = client
         self._request = request
         self._route = route
-        self._pool = pool
+        self._lease = lease
+        self._pool = lease.upstream
+        self._recorder = recorder  # keeps a copy of the answer, as long as that may be kept
         self._result = result
         self._limits = limits
         self._loop = asyncio.get_running_loop()
@@ -106,7 +113,8 @@ class Exchange:
         self._answered = False  # any byte of an answer has arrived
         self._answer: ResponseHead | None = None
         self._tracker: Tracker | None = None
-        self._decoder: ChunkDecoder | None = None
+        self._decoder: ChunkDecoder | None = None  # the payload of a chunked answer is wanted
+        self._unframed = False  # and the client gets it without its chunks
         self._buffer = b""  # an unfinished answer head
         self._expect_deadline = float("inf")
         self._client_ended = False  # halves of a tunnel
@@ -295,43 +303,60 @@ class Exchange:
                 if waited == float("inf"):
                     return
             if request.minor:
-                client.write(response_head(answer, ReturnHop(self._pool.authority, self._route.prefix)))
+                client.write(response_head(answer, self._return_hop()))
         elif request.upgrade is None:
             self._fail("switched protocols without being asked")
         else:
             self._buffer = b""
             self._result.status = 101
             self.head_sent = self.tunnel = client.closes = True
-            self._result.bytes_down += len(rest)
-            client.write(response_head(answer, ReturnHop(self._pool.authority, self._route.prefix)) + rest)
-            self.send_raw(client.start_tunnel())
+            client.write(response_head(answer, self._return_hop()))
+            self._start_tunnel(rest)
+
+    def _start_tunnel(self, rest: bytes) -> None:
+        """Pass on the first bytes of both sides, if the lease's owner does not stop the instance on the spot."""
+        client = self._client
+        self._lease.switched()
+        early = client.start_tunnel()
+        if not self.done:
+            if rest:
+                self._result.bytes_down += len(rest)
+                client.write(rest)
+            self.send_raw(early)
 
     def _on_final_head(self, answer: ResponseHead, rest: bytes) -> None:
         client, request = self._client, self._request
+        if self._recorder is not None and not self._recorder.begin(answer):
+            self._recorder = None
         if request.head.method == b"HEAD" or answer.status in (204, 304):
             self._tracker = _NO_BODY
         elif answer.chunked:
-            if request.head.minor:
-                self._tracker = Chunked()
-            else:
+            self._unframed = not request.head.minor
+            if self._unframed or self._recorder is not None:
                 self._tracker = self._decoder = ChunkDecoder()
+            else:
+                self._tracker = Chunked()
         elif answer.content_length is not None:
             self._tracker = Length(answer.content_length) if answer.content_length else _NO_BODY
         else:
             self._tracker = _UNTIL_CLOSE
-        unframed = self._decoder is not None
         client.closes = (
             not request.head.keep_alive
             or client.draining
-            or unframed
+            or self._unframed
             or self._tracker is _UNTIL_CLOSE
             or not request.body.complete  # nobody can tell where the next request would begin
         )
         connection = b"close" if client.closes else b"" if request.head.minor else b"keep-alive"
-        hop = ReturnHop(self._pool.authority, self._route.prefix, connection, unframed)
         self._result.status = answer.status
         self._expect_deadline = float("inf")
-        self._relay(rest, response_head(answer, hop))
+        self._relay(rest, response_head(answer, self._return_hop(connection)))
+
+    def _return_hop(self, connection: bytes = b"") -> ReturnHop:
+        route = self._route
+        return ReturnHop(
+            self._pool.authority, route.prefix, connection, self._unframed, route.bare, self._request.head.fields
+        )
 
     def _relay(self, data: bytes, head: bytes = b"") -> None:
         """Pass on a piece of the answer's body, behind the answer's head if that has not been sent."""
@@ -344,8 +369,8 @@ class Exchange:
         excess = 0 <= end < len(data)
         if excess:
             data = data[:end]
-        if self._decoder is not None:
-            data = self._decoder.take_payload()
+        if self._decoder is not None or self._recorder is not None:
+            data = self._take_payload(data)
         self._result.bytes_down += len(data)
         if head:
             self.head_sent = True
@@ -354,6 +379,16 @@ class Exchange:
             self._client.write(data)
         if end >= 0:
             self._complete(reusable=not excess)
+
+    def _take_payload(self, data: bytes) -> bytes:
+        """Keep what is to be kept of a piece of the body; returns what the client gets of it."""
+        payload = data if self._decoder is None else self._decoder.take_payload()
+        if self._recorder is not None and not self._recorder.take(payload):
+            self._recorder = None
+            if self._decoder is not None and not self._unframed:
+                self._decoder.stop_collecting()
+                self._decoder = None
+        return payload if self._unframed else data
 
     def _complete(self, *, reusable: bool) -> None:
         """The answer was passed on whole."""
@@ -365,6 +400,8 @@ class Exchange:
             self._pool.release(connection, answer.keep_alive_timeout_s)
         else:
             connection.abort()
+        if self._recorder is not None:
+            self._recorder.finish(self._return_hop())
         self.complete = True
         self._finish()
 
@@ -391,7 +428,7 @@ class Exchange:
             self._result.error = self._error.code
             self._error = None
             self._finish()
-            if self._tracker is _UNTIL_CLOSE or self._decoder is not None:
+            if self._tracker is _UNTIL_CLOSE or self._unframed:
                 self._client.reset()  # to this client a plain end of file is the end of a whole answer
             else:
                 self._client.abort()

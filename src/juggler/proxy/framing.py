@@ -145,7 +145,7 @@ class Chunked:
 
 
 class ChunkDecoder(Chunked):
-    """Also takes the payload out of the chunks, for clients that do not know them (HTTP/1.0)."""
+    """Also takes the payload out of the chunks: for clients that do not know them (HTTP/1.0), and to keep a reply."""
 
     __slots__ = ()
 
@@ -158,3 +158,7 @@ class ChunkDecoder(Chunked):
         payload = b"".join(self._payload or ())
         self._payload = []
         return payload
+
+    def stop_collecting(self) -> None:
+        """Nobody wants the payload any more: only the end of the body."""
+        self._payload = None

@@ -1,12 +1,19 @@
 """Heads as they are sent on: hop-by-hop fields out, forwarding fields in, addresses mapped. Pure.
 
 Fields we do not touch are copied as received lines, so case, order, repetition and 8-bit bytes stay what they were.
+
+What proxies in front of us say is kept, because they know better which address the user sees: X-Forwarded-Host and
+-Proto as they are, X-Forwarded-For with our client appended, X-Forwarded-Prefix with ours appended. Anybody can write
+these fields; they are hints for addresses (gradio builds its page from them), never a proof of who asks. ``Forwarded``
+(RFC 7239) passes unread.
 """
 
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from juggler.proxy.head import RequestHead, ResponseHead
+from juggler.proxy.head import Field, RequestHead, ResponseHead
+from juggler.proxy.origin import SITE_FIELDS, settle_site_fields
+from juggler.proxy.prefix import Mount, forwarded_prefix, map_cookie, map_location, outer_prefix
 
 _HOP_BY_HOP_REQUEST = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"proxy-authorization", b"upgrade", b"te")
@@ -14,7 +21,6 @@ _HOP_BY_HOP_REQUEST = frozenset(
 _REQUEST_REWRITTEN = frozenset(
     (
         b"host",
-        b"origin",
         b"expect",
         b"x-forwarded-for",
         b"x-forwarded-host",
@@ -22,18 +28,18 @@ _REQUEST_REWRITTEN = frozenset(
         b"x-forwarded-prefix",
     )
 )
-_REQUEST_HANDLED = _HOP_BY_HOP_REQUEST | _REQUEST_REWRITTEN
+_REQUEST_HANDLED = _HOP_BY_HOP_REQUEST | _REQUEST_REWRITTEN | SITE_FIELDS
 _RESPONSE_HOP_BY_HOP = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"upgrade"))
 _RESPONSE_REWRITTEN = frozenset((b"location", b"content-location", b"set-cookie"))
 _RESPONSE_FRAMING = frozenset((b"content-length", b"transfer-encoding", b"trailer"))
 _RESPONSE_HANDLED = _RESPONSE_HOP_BY_HOP | _RESPONSE_REWRITTEN | _RESPONSE_FRAMING
 
+_ONCE = (b"content-length:", b"transfer-encoding:", b"trailer:", b"age:")
+
 # A Connection field must not be able to take these away: they say where the message goes and where it ends.
 _NEVER_LISTED = frozenset(
     (b"host", b"content-length", b"transfer-encoding", b"content-type", b"authorization", b"cookie", b"trailer")
 )
-_COOKIE_PATH = re.compile(rb"(;[ \t]*path[ \t]*=[ \t]*)(/[^;]*)", re.IGNORECASE)
-_ORIGIN = re.compile(rb"(https?)://([^/]+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +60,7 @@ class Hop:
 def request_head(head: RequestHead, hop: Hop) -> bytes:
     """The head for the backend, always HTTP/1.1, with the received target replaced by ``hop.target``.
 
-    Host is the backend's own address. Origin goes when it names the same host as the client's Host: backends that
-    compare the two (ComfyUI, ollama) would otherwise refuse pages that came through us. A foreign Origin stays, so
-    that the backend's own policy against foreign pages decides (backends.md 1.3).
+    Host is the backend's own address; ``origin`` says what that means for fields about the sender's page.
     """
     listed = head.connection - _NEVER_LISTED if head.connection else head.connection
     lines = [b"%b %b HTTP/1.1\r\n" % (head.method, hop.target)]
@@ -64,6 +68,7 @@ def request_head(head: RequestHead, hop: Hop) -> bytes:
         lines.append(b"Host: %b\r\n" % hop.authority)
     forwarded_for = hop.client
     known: dict[bytes, bytes] = {}
+    site_fields: list[tuple[int, bytes, bytes]] = []
     for line, name, value in head.fields:
         lowered = name.lower()
         if lowered not in _REQUEST_HANDLED:
@@ -71,9 +76,9 @@ def request_head(head: RequestHead, hop: Hop) -> bytes:
                 lines.append(line)
         elif lowered == b"host":
             lines.append(b"%b: %b\r\n" % (name, hop.authority))
-        elif lowered == b"origin":
-            if not is_same_origin(value, head.host):
-                lines.append(line)
+        elif lowered in SITE_FIELDS:  # whatever Connection lists: what guards a backend is not the sender's to drop
+            site_fields.append((len(lines), name, value))
+            lines.append(line)
         elif lowered == b"expect":
             if head.expects_continue and (head.chunked or head.content_length):
                 lines.append(line)
@@ -86,13 +91,16 @@ def request_head(head: RequestHead, hop: Hop) -> bytes:
         previous = known.get(b"x-forwarded-for")
         if previous:
             forwarded_for = previous + b", " + forwarded_for
-    # A proxy in front of us knows better which host and scheme the user sees.
+    if site_fields:
+        settle_site_fields(lines, site_fields, head, hop.target, known)
     host = known.get(b"x-forwarded-host", head.host)
     lines.append(b"X-Forwarded-For: %b\r\n" % forwarded_for)
     if host is not None:
         lines.append(b"X-Forwarded-Host: %b\r\n" % host)
     lines.append(b"X-Forwarded-Proto: %b\r\n" % known.get(b"x-forwarded-proto", b"http"))
-    prefix = known.get(b"x-forwarded-prefix", b"").rstrip(b"/") + hop.prefix
+    prefix = hop.prefix
+    if b"x-forwarded-prefix" in known:
+        prefix = outer_prefix((known[b"x-forwarded-prefix"],)) + prefix
     if prefix:
         lines.append(b"X-Forwarded-Prefix: %b\r\n" % prefix)
     if head.upgrade is not None:
@@ -110,16 +118,38 @@ class ReturnHop:
     authority: bytes
     """``host:port`` of the backend, as sent in Host."""
     prefix: bytes = b""
+    """Stripped from the path."""
     connection: bytes = b""
     """Value of the Connection field towards the client; empty for none."""
     unframed: bool = False
     """The chunks are taken off (HTTP/1.0 client): no Transfer-Encoding, no Trailer."""
+    bare: bool = False
+    """The client's path was the prefix alone, without a slash."""
+    request_fields: Sequence[Field] = ()
+    """Of the client's request; asked for the prefix that proxies in front of us have stripped."""
 
 
 def response_head(head: ResponseHead, hop: ReturnHop) -> bytes:
     """The head for the client: same status, reason and fields; nothing is added but Connection."""
-    listed = head.connection - _NEVER_LISTED if head.connection else head.connection
     lines = [b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason)]
+    _add_fields(lines, head, hop)
+    if head.status == 101 and head.upgrade is not None:
+        lines.append(b"Connection: Upgrade\r\nUpgrade: %b\r\n" % head.upgrade)
+    elif hop.connection:
+        lines.append(b"Connection: %b\r\n" % hop.connection)
+    lines.append(b"\r\n")
+    return b"".join(lines)
+
+
+def end_to_end_fields(head: ResponseHead, hop: ReturnHop) -> bytes:
+    """The lines of an answer's fields as the client got them, without those about this one message and connection."""
+    lines: list[bytes] = []
+    _add_fields(lines, head, hop)
+    return b"".join(line for line in lines if not line[:18].lower().startswith(_ONCE))
+
+
+def _add_fields(lines: list[bytes], head: ResponseHead, hop: ReturnHop) -> None:
+    listed = head.connection - _NEVER_LISTED if head.connection else head.connection
     has_length = False
     for line, name, value in head.fields:
         lowered = name.lower()
@@ -137,53 +167,9 @@ def response_head(head: ResponseHead, hop: ReturnHop) -> bytes:
                 lines.append(line)
         elif lowered == b"upgrade" and head.status == 426:
             lines.append(line)  # 426 has to say what to upgrade to (RFC 9110 15.5.22)
-    if head.status == 101 and head.upgrade is not None:
-        lines.append(b"Connection: Upgrade\r\nUpgrade: %b\r\n" % head.upgrade)
-    elif hop.connection:
-        lines.append(b"Connection: %b\r\n" % hop.connection)
-    lines.append(b"\r\n")
-    return b"".join(lines)
-
-
-def is_same_origin(origin: bytes, host: bytes | None) -> bool:
-    """Whether an Origin value names the host (and port) of a Host value."""
-    match = _ORIGIN.fullmatch(origin)
-    if match is None or host is None:
-        return False
-    default_port = b":443" if match[1].lower() == b"https" else b":80"
-    return match[2].lower().removesuffix(default_port) == host.lower().removesuffix(default_port)
-
-
-def map_location(value: bytes, authority: bytes, prefix: bytes) -> bytes:
-    """A Location of the backend as the client can reach it.
-
-    Paths and URLs on the backend's own address get the stripped prefix back. The result is a path, which clients
-    resolve against the address they used. A backend that was told its prefix and already wrote it is left alone.
-    """
-    path = value
-    match = _ORIGIN.match(value)
-    if match is not None:
-        if match[2].lower() != authority.lower():
-            return value
-        path = value[match.end() :]
-        if not path.startswith(b"/"):
-            path = b"/" + path
-    if not path.startswith(b"/") or (match is None and path.startswith(b"//")):
-        return value
-    return _prefixed(path, prefix)
-
-
-def _prefixed(path: bytes, prefix: bytes) -> bytes:
-    if path.startswith(prefix) and path[len(prefix) : len(prefix) + 1] in (b"", b"/", b"?", b"#", b";"):
-        return path
-    return prefix + path
 
 
 def _mapped_back(line: bytes, name: bytes, lowered: bytes, value: bytes, hop: ReturnHop) -> bytes:
-    if lowered == b"set-cookie":
-        if not hop.prefix:
-            return line
-        mapped = _COOKIE_PATH.sub(lambda match: match[1] + _prefixed(match[2], hop.prefix), value)
-    else:
-        mapped = map_location(value, hop.authority, hop.prefix)
+    mount = Mount(hop.authority, hop.prefix, forwarded_prefix(hop.request_fields), hop.bare)
+    mapped = map_cookie(value, mount) if lowered == b"set-cookie" else map_location(value, mount)
     return line if mapped == value else b"%b: %b\r\n" % (name, mapped)

@@ -10,6 +10,7 @@ from juggler.errors import AdmissionError, JugglerError
 from juggler.proxy.client import ClientConnection
 from juggler.proxy.contract import Gateway
 from juggler.proxy.limits import Limits
+from juggler.proxy.replies import Replies
 
 _BACKLOG = 1024
 """Connections the kernel accepts on our behalf during a busy turn of the loop."""
@@ -30,11 +31,13 @@ class Listener:
     Args:
         gateway: The product behind it.
         limits: Bounds for its connections.
+        replies: Earlier replies of light requests; several listeners may share them. None: its own.
     """
 
-    def __init__(self, gateway: Gateway, limits: Limits) -> None:
+    def __init__(self, gateway: Gateway, limits: Limits, replies: Replies | None = None) -> None:
         self.gateway = gateway
         self.limits = limits
+        self.replies = replies if replies is not None else Replies()
         self.draining = False
         """No further request is accepted on any connection."""
         self.addresses: list[tuple[str, int]] = []
@@ -142,7 +145,9 @@ class Listener:
             self._sweep_timer = self._loop.call_later(self.limits.sweep_interval_s, self._sweep)
 
 
-async def start_listener(gateway: Gateway, host: str, port: int, limits: Limits | None = None) -> Listener:
+async def start_listener(
+    gateway: Gateway, host: str, port: int, limits: Limits | None = None, replies: Replies | None = None
+) -> Listener:
     """Listen on an address. ``localhost`` means 127.0.0.1 and, where there is one, ::1.
 
     Args:
@@ -150,11 +155,12 @@ async def start_listener(gateway: Gateway, host: str, port: int, limits: Limits 
         host: Name or numeric address; empty for all.
         port: TCP port; 0 picks a free one, the same for both addresses of ``localhost``.
         limits: Bounds for its connections.
+        replies: See ``Listener``.
 
     Raises:
         OSError: The address is taken or not ours; the text names it.
     """
-    listener = Listener(gateway, limits or Limits())
+    listener = Listener(gateway, limits or Limits(), replies)
     if host != "localhost":
         await listener.bind(host, port)
         return listener

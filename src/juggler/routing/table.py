@@ -18,6 +18,8 @@ from juggler.routing.traffic import TrafficClass, TrafficTable
 _PATH_SAFE = "/%:@!$&'()*+,;=~-._"
 """What may stand unencoded in a path (RFC 3986 section 3.3); a percent sign is left as the operator wrote it."""
 
+_CACHEABLE_METHODS = frozenset((b"GET", b"HEAD"))
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -59,7 +61,7 @@ class RoutingTable:
         path = parsed.path
         if entry.strip_prefix and prefix:
             path = path[len(prefix) :] or b"/"
-        traffic = entry.traffic.classify(method, path)
+        traffic, volatile = entry.traffic.decide(method, path)
         if traffic is TrafficClass.BLOCKED:
             shown = f"{method.decode('latin-1')} {path.decode('latin-1')}"
             raise BlockedRoute(
@@ -74,6 +76,8 @@ class RoutingTable:
             target=path + parsed.query,
             traffic=traffic,
             prefix=prefix if entry.strip_prefix else b"",
+            bare=entry.strip_prefix and bool(prefix) and parsed.path == prefix,
+            cacheable=traffic is TrafficClass.LIGHT and not volatile and method in _CACHEABLE_METHODS,
         )
 
     def _find(self, path: bytes) -> tuple[int | None, bytes]:

@@ -7,6 +7,7 @@ import enum
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 class TrafficClass(enum.Enum):
@@ -42,6 +43,18 @@ class TrafficRule:
     """Of light routes: the answer is about this very moment (progress, queues); an older one would be a lie."""
 
 
+class Verdict(NamedTuple):
+    """What a table says of one request."""
+
+    traffic: TrafficClass
+    volatile: bool = False
+    """As in ``TrafficRule``."""
+
+
+_LIGHT = Verdict(TrafficClass.LIGHT)
+_WORK = Verdict(TrafficClass.WORK)
+
+
 class TrafficTable:
     """An ordered table; the first rule that matches decides, else the general rule does.
 
@@ -51,20 +64,30 @@ class TrafficTable:
 
     def __init__(self, rules: Sequence[TrafficRule] = ()) -> None:
         self.rules = tuple(rules)
-        self._compiled = [(_methods(rule.match), _pattern(rule.match), rule.traffic) for rule in self.rules]
+        self._compiled = [
+            (_methods(rule.match), _pattern(rule.match), Verdict(rule.traffic, rule.volatile)) for rule in self.rules
+        ]
 
     def classify(self, method: bytes, path: bytes) -> TrafficClass:
         """``path`` is raw, begins with ``/`` (or is ``*``) and has no query."""
+        return self.decide(method, path).traffic
+
+    def decide(self, method: bytes, path: bytes) -> Verdict:
+        """As ``classify``, with what the rule says besides.
+
+        Whatever the rules say, OPTIONS is light: browsers send it unasked. HEAD is never the start of a page: monitors
+        send it, and it shows nothing that a loaded model would change.
+        """
         if method == b"OPTIONS":
-            return TrafficClass.LIGHT
+            return _LIGHT
         text = path.decode("latin-1")
         verb = method.decode("latin-1")
-        for methods, pattern, traffic in self._compiled:
+        for methods, pattern, verdict in self._compiled:
             if (methods is None or verb in methods) and pattern.fullmatch(text):
-                return traffic
-        if verb in ("GET", "HEAD"):
-            return TrafficClass.LIGHT
-        return TrafficClass.WORK
+                if verb == "HEAD" and verdict.traffic is TrafficClass.START:
+                    return verdict._replace(traffic=TrafficClass.LIGHT)
+                return verdict
+        return _LIGHT if verb in ("GET", "HEAD") else _WORK
 
     def extended_by(self, overrides: Sequence[TrafficRule]) -> "TrafficTable":
         """A table in which the operator's rules come first."""

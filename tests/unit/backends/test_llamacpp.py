@@ -201,3 +201,18 @@ def test_capabilities_follow_the_settings() -> None:
     assert not backend_for("--no-slots", saving=True).capabilities.keeps_kv
     assert backend_for().capabilities.work_outlives_request
     assert [backend_for(*words).default_concurrency for words in ((), ("-np", "2"), ("-np", "-1"))] == [4, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("response", "expected"),
+    [
+        (answer(200, {"build_info": "b11434-abc"}), "llama.cpp b11434-abc"),
+        (answer(200, {"chat_template": "koboldcpp has no build"}), None),
+        (answer(503, {"error": {"message": "Loading model", "code": 503}}), "llama.cpp (it loads its model)"),
+        (answer(401, {"error": {"message": "Invalid API Key"}}), "llama.cpp (it wants an API key)"),
+        (answer(404, text="not JSON"), None),
+    ],
+)
+async def test_identify(response: Answer, expected: str | None) -> None:
+    """By what only llama.cpp says of itself."""
+    assert await backend_for().identify(FakeCaller({"GET /props": response})) == expected

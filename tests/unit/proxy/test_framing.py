@@ -86,6 +86,16 @@ def test_damaged_streams(
         assert _h11_payload(data) == (payload, data[whole:])
 
 
+def test_collecting_can_stop() -> None:
+    """A decoder whose payload nobody wants any more keeps none, and still finds the end."""
+    decoder = ChunkDecoder()
+    assert decoder.feed(b"3\r\nabc\r\n") == -1
+    assert decoder.take_payload() == b"abc"
+    decoder.stop_collecting()
+    assert decoder.feed(b"3\r\ndef\r\n0\r\n\r\nrest") == 13
+    assert decoder.take_payload() == b""
+
+
 def test_simple_trackers() -> None:
     """Lengths count down, no body ends at once, an open end never."""
     length = Length(5)

@@ -101,6 +101,57 @@ def test_general_traffic_rules(method: bytes, path: bytes, traffic: TrafficClass
     assert TRAFFIC.classify(method, path) is traffic
 
 
+@pytest.mark.parametrize("match", ["GET /", "* /", "GET|HEAD|OPTIONS /"])
+def test_only_asking_for_the_page_starts_it(match: str) -> None:
+    """HEAD and OPTIONS on the root document of a web UI are light, however its rule is written."""
+    ui = TrafficTable([TrafficRule(match, TrafficClass.START)])
+    assert ui.classify(b"GET", b"/") is TrafficClass.START
+    assert ui.classify(b"HEAD", b"/") is TrafficClass.LIGHT
+    assert ui.classify(b"OPTIONS", b"/") is TrafficClass.LIGHT
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "cacheable"),
+    [
+        (b"GET", b"/v/models", True),
+        (b"HEAD", b"/v/models", True),
+        (b"OPTIONS", b"/v/models", False),
+        (b"GET", b"/v/progress", False),
+        (b"POST", b"/v/check", False),
+        (b"POST", b"/v/work", False),
+        (b"GET", b"/v/", False),
+        (b"HEAD", b"/v/", True),
+        (b"GET", b"/v/ws", False),
+    ],
+)
+def test_what_an_earlier_reply_may_answer(method: bytes, target: bytes, cacheable: bool) -> None:
+    """Light GET and HEAD that are not about this very moment; not the page that has its backend loaded."""
+    rules = [
+        TrafficRule("GET /progress", TrafficClass.LIGHT, volatile=True),
+        TrafficRule("POST /check", TrafficClass.LIGHT),
+        TrafficRule("GET /", TrafficClass.START),
+        TrafficRule("* /ws", TrafficClass.HELD_OPEN),
+    ]
+    routes = RoutingTable("S", [Entry(EndpointId("v"), "v", "/v", True, TrafficTable(rules))])
+    assert routes.match(method, target).cacheable is cacheable
+
+
+@pytest.mark.parametrize(
+    ("target", "bare"),
+    [
+        (b"/vision", True),
+        (b"/vision?x", True),
+        (b"/vision/", False),
+        (b"/vision/x", False),
+        (b"/sdapi", False),
+        (b"/", False),
+    ],
+)
+def test_bare_prefixes_are_told_apart(target: bytes, bare: bool) -> None:
+    """Only a stripped prefix without its slash; the backend gets ``/`` either way."""
+    assert SEED.match(b"GET", target).bare is bare
+
+
 def test_the_operators_rules_come_first() -> None:
     """An override opens what the type's table blocks."""
     opened = TRAFFIC.extended_by([TrafficRule("POST|PUT /slots/*", TrafficClass.WORK)])

@@ -1,0 +1,297 @@
+"""Earlier replies of light requests, for the time when their backend cannot answer. Pure but for a clock.
+
+Clients poll: lists of models, versions, options, the files of a web UI. None of that is worth a swap, and a 503 makes
+many of them forget what they showed. So the last good answer to the same question stands in, and says so with ``Age``
+and ``X-Juggler: cached`` (clients.md section 4.3). While the backend is up it is always asked.
+
+A reply is kept for the same question only: endpoint, target, and every field of the request that is not known to
+have no say in the answer. So credentials of any kind, names that a login proxy adds, ``Accept-Encoding``, foreign
+origins and the address the client used all keep their replies apart, also those nobody here has heard of; at worst a
+reply is not found. The keys hold a digest, not the credentials.
+
+Unlike a cache on the way (RFC 9111) this one speaks for the origin: ``no-cache`` and ages do not count, ``no-store``
+and ``private`` do.
+"""
+
+import hashlib
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from juggler.ids import EndpointId
+from juggler.proxy.contract import Route
+from juggler.proxy.head import Field, RequestHead, ResponseHead
+from juggler.proxy.headers import ReturnHop, end_to_end_fields
+from juggler.units import MIB
+
+REPLY_BYTES_MAX = 1 * MIB
+"""Longer bodies are not kept: what clients poll is shorter, and pictures or large scripts would crowd it out."""
+
+TOTAL_BYTES_MAX = 32 * MIB
+"""Of all replies, their fields included; the least recently used go first."""
+
+REPLIES_MAX = 4096
+"""Bounds what many small replies take besides their bytes."""
+
+_OVERHEAD_BYTES = 512
+"""Counted for each reply: its key and objects."""
+
+_NO_SAY = frozenset(
+    (
+        b"baggage",
+        b"cache-control",
+        b"cf-ray",
+        b"connection",
+        b"content-length",
+        b"content-type",
+        b"date",
+        b"dnt",
+        b"expect",
+        b"forwarded",
+        b"if-match",
+        b"if-modified-since",
+        b"if-none-match",
+        b"if-range",
+        b"if-unmodified-since",
+        b"keep-alive",
+        b"pragma",
+        b"priority",
+        b"proxy-connection",
+        b"range",
+        b"referer",
+        b"request-id",
+        b"save-data",
+        b"sec-fetch-dest",
+        b"sec-fetch-mode",
+        b"sec-fetch-user",
+        b"sec-gpc",
+        b"te",
+        b"traceparent",
+        b"tracestate",
+        b"upgrade-insecure-requests",
+        b"user-agent",
+        b"via",
+        b"x-amzn-trace-id",
+        b"x-cloud-trace-context",
+        b"x-correlation-id",
+        b"x-forwarded-for",
+        b"x-real-ip",
+        b"x-request-id",
+    )
+)
+"""Fields that neither say who asks nor choose the answer, unless the answer's Vary says so (then it is not kept).
+
+They differ from poll to poll or from tool to tool. Addresses are among them: an address is no credential.
+"""
+_NO_SAY_PREFIXES = (b"sec-ch-", b"x-stainless-", b"x-b3-")
+"""Client hints, the OpenAI SDKs' notes about themselves, tracing."""
+
+_OWN_SITES = (b"same-origin", b"none")
+_UNTOLD = (b"*", b"sec-fetch-site")
+"""In Vary: the answer depends on something that keys do not tell apart (well enough)."""
+
+_REFUSED = frozenset((401, 403, 404, 410))
+"""Answers after which an earlier reply must not be shown again: not to this caller, or not at all."""
+
+_ENDLESS_TYPES = (b"text/event-stream", b"multipart/x-mixed-replace")
+
+ReplyKey = tuple[EndpointId, bytes, bytes]
+"""Endpoint, target as the backend gets it, digest of the request's fields that count."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One whole 200 answer, as a client got it."""
+
+    fields: bytes
+    """Lines of its end-to-end fields, without Content-Length and Age."""
+    body: bytes
+    """Without chunks; content coding as the backend sent it."""
+    stored_at: float
+    """Seconds on the clock of its ``Replies``."""
+    age_before_s: int = 0
+    """How old it was already, if a cache between the backend and us said so."""
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.fields) + len(self.body) + _OVERHEAD_BYTES
+
+    def message(self, now: float, *, head_only: bool = False, close: bool = False) -> bytes:
+        """The whole HTTP answer.
+
+        Args:
+            now: Seconds on the same clock as ``stored_at``.
+            head_only: The request was HEAD: same head, no body.
+            close: The connection closes after this answer.
+        """
+        head = b"HTTP/1.1 200 OK\r\n%bContent-Length: %d\r\nAge: %d\r\nX-Juggler: cached\r\n%b\r\n" % (
+            self.fields,
+            len(self.body),
+            self.age_before_s + max(0, int(now - self.stored_at)),
+            b"Connection: close\r\n" if close else b"",
+        )
+        return head if head_only else head + self.body
+
+
+class Replies:
+    """A bounded store of replies; the least recently used ones make room.
+
+    Args:
+        total_bytes: For all replies together.
+        reply_bytes: For the body of one.
+        count: How many at most.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        total_bytes: int = TOTAL_BYTES_MAX,
+        reply_bytes: int = REPLY_BYTES_MAX,
+        count: int = REPLIES_MAX,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.reply_bytes = reply_bytes
+        self.clock = clock
+        self.size_bytes = 0
+        self._total_bytes = total_bytes
+        self._count = count
+        self._replies: OrderedDict[ReplyKey, Reply] = OrderedDict()
+        # Nobody who sees a digest shall be able to try credentials on it.
+        self._secret = os.urandom(16)
+
+    def __len__(self) -> int:
+        return len(self._replies)
+
+    def key(self, route: Route, head: RequestHead) -> ReplyKey:
+        """What a reply must have been the answer to."""
+        counting = []
+        for _, name, value in head.fields:
+            lowered = name.lower()
+            if lowered in _NO_SAY or lowered.startswith(_NO_SAY_PREFIXES):
+                continue
+            if lowered != b"sec-fetch-site" or value.lower() not in _OWN_SITES:
+                counting.append(b"%b:%b" % (lowered, value))
+        counting.sort()
+        digest = hashlib.blake2b(b"\n".join(counting), key=self._secret, digest_size=16)  # no field holds a line end
+        return route.endpoint, route.target, digest.digest()
+
+    def find(self, route: Route, head: RequestHead) -> Reply | None:
+        """The last good reply to the same question, if the request is one that it may answer."""
+        if not _is_plain(route, head):
+            return None
+        key = self.key(route, head)
+        reply = self._replies.get(key)
+        if reply is not None:
+            self._replies.move_to_end(key)
+        return reply
+
+    def store(self, key: ReplyKey, reply: Reply) -> None:
+        """Keep a reply in place of an earlier one; one that is too large by itself is not kept."""
+        self.forget(key)
+        if len(reply.body) > self.reply_bytes or reply.size_bytes > self._total_bytes:
+            return
+        self._replies[key] = reply
+        self.size_bytes += reply.size_bytes
+        while self.size_bytes > self._total_bytes or len(self._replies) > self._count:
+            _, oldest = self._replies.popitem(last=False)
+            self.size_bytes -= oldest.size_bytes
+
+    def forget(self, key: ReplyKey) -> None:
+        """Drop a reply, if there is one."""
+        reply = self._replies.pop(key, None)
+        if reply is not None:
+            self.size_bytes -= reply.size_bytes
+
+    def recorder(self, route: Route, head: RequestHead) -> "Recorder | None":
+        """For an exchange about to begin: what keeps its answer, if that may be kept."""
+        if head.method != b"GET" or not _is_plain(route, head):
+            return None
+        return Recorder(self, route, head)
+
+
+class Recorder:
+    """Takes a copy of one answer as it passes."""
+
+    __slots__ = ("_answer", "_head", "_pieces", "_replies", "_room", "_route")
+
+    def __init__(self, replies: Replies, route: Route, head: RequestHead) -> None:
+        self._replies = replies
+        self._route = route
+        self._head = head
+        self._answer: ResponseHead | None = None
+        self._pieces: list[bytes] = []
+        self._room = replies.reply_bytes
+
+    def begin(self, answer: ResponseHead) -> bool:
+        """The answer's head has come. False: it is not kept, and nothing more is to be told."""
+        if answer.status != 200 or not _may_be_kept(answer.fields):
+            if answer.status == 200 or answer.status in _REFUSED:
+                self._replies.forget(self._replies.key(self._route, self._head))
+            return False
+        # An answer that ends with its connection cannot be told from one that was cut off.
+        framed = answer.chunked or (answer.content_length is not None and answer.content_length <= self._room)
+        if not framed or _has_field(self._head.fields, b"range"):
+            return False
+        self._answer = answer
+        return True
+
+    def take(self, payload: bytes) -> bool:
+        """A piece of the body, without chunks. False: it has become too long, and nothing more is to be told."""
+        self._room -= len(payload)
+        if self._room < 0:
+            self._pieces.clear()
+            return False
+        self._pieces.append(payload)
+        return True
+
+    def finish(self, hop: ReturnHop) -> None:
+        """The answer was whole.
+
+        Args:
+            hop: How its head was mapped back for the client.
+        """
+        answer = self._answer
+        assert answer is not None
+        reply = Reply(
+            end_to_end_fields(answer, hop), b"".join(self._pieces), self._replies.clock(), _age_s(answer.fields)
+        )
+        self._replies.store(self._replies.key(self._route, self._head), reply)
+
+
+def _is_plain(route: Route, head: RequestHead) -> bool:
+    """Whether target and fields are all there is to the request."""
+    return route.cacheable and head.upgrade is None and not head.chunked and not head.content_length
+
+
+def _has_field(fields: Iterable[Field], wanted: bytes) -> bool:
+    return any(name.lower() == wanted for _, name, _ in fields)
+
+
+def _may_be_kept(fields: Iterable[Field]) -> bool:
+    """Whether nothing in an answer's fields forbids to show it again."""
+    for _, name, value in fields:
+        lowered = name.lower()
+        if lowered == b"set-cookie":
+            return False
+        if lowered == b"cache-control":
+            if not {b"no-store", b"private"}.isdisjoint(_words(value)):
+                return False
+        elif lowered == b"vary":
+            if any(word in _UNTOLD or word in _NO_SAY or word.startswith(_NO_SAY_PREFIXES) for word in _words(value)):
+                return False
+        elif lowered == b"content-type" and value.lower().startswith(_ENDLESS_TYPES):
+            return False
+    return True
+
+
+def _words(value: bytes) -> set[bytes]:
+    """Members of a list, in lower case, without what follows ``=``."""
+    return {word.partition(b"=")[0].strip(b" \t").lower() for word in value.split(b",")}
+
+
+def _age_s(fields: Iterable[Field]) -> int:
+    value = next((value for _, name, value in fields if name.lower() == b"age"), b"")
+    return int(value) if value.isdigit() and len(value) <= 9 else 0
