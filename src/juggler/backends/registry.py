@@ -1,19 +1,23 @@
 """Type name to backend module: an explicit table, so that a new type is one file and one line."""
 
 from juggler.backends.base import Backend, BackendSettings
+from juggler.backends.comfyui import ComfyUiBackend
 from juggler.backends.command import CommandBackend
 from juggler.backends.demo import DemoBackend
 from juggler.backends.llamacpp import LlamaCppBackend
+from juggler.backends.ollama import OllamaBackend
 from juggler.errors import NotSupportedYet
 from juggler.routing.traffic import TrafficTable
 
 BACKENDS: dict[str, type[Backend]] = {
     "llamacpp": LlamaCppBackend,
+    "ollama": OllamaBackend,
+    "comfyui": ComfyUiBackend,
     "command": CommandBackend,
     "demo": DemoBackend,
 }
 
-LATER: frozenset[str] = frozenset({"sdwebui", "koboldcpp", "comfyui", "ollama", "vllm"})
+LATER: frozenset[str] = frozenset({"sdwebui", "koboldcpp", "vllm"})
 """Types a configuration may name although this version cannot run them."""
 
 

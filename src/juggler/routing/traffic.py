@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
+from urllib.parse import unquote_to_bytes
 
 
 class TrafficClass(enum.Enum):
@@ -51,6 +52,11 @@ class Verdict(NamedTuple):
     """As in ``TrafficRule``."""
 
 
+_KNOWN_LIMIT = 1024
+"""Paths per table whose verdict is remembered: clients use few, and whoever uses more only makes us look again."""
+
+_KNOWN_PATH_BYTES = 200
+_SLASHES = re.compile(rb"/{2,}")
 _LIGHT = Verdict(TrafficClass.LIGHT)
 _WORK = Verdict(TrafficClass.WORK)
 
@@ -67,6 +73,7 @@ class TrafficTable:
         self._compiled = [
             (_methods(rule.match), _pattern(rule.match), Verdict(rule.traffic, rule.volatile)) for rule in self.rules
         ]
+        self._known: dict[tuple[bytes, bytes], Verdict] = {}
 
     def classify(self, method: bytes, path: bytes) -> TrafficClass:
         """``path`` is raw, begins with ``/`` (or is ``*``) and has no query."""
@@ -80,8 +87,18 @@ class TrafficTable:
         """
         if method == b"OPTIONS":
             return _LIGHT
+        key = (method, path)
+        verdict = self._known.get(key)
+        if verdict is None:
+            verdict = self._look_up(method.decode("latin-1"), as_backends_read(path))
+            if len(path) <= _KNOWN_PATH_BYTES:
+                if len(self._known) >= _KNOWN_LIMIT:
+                    self._known.clear()
+                self._known[key] = verdict
+        return verdict
+
+    def _look_up(self, verb: str, path: bytes) -> Verdict:
         text = path.decode("latin-1")
-        verb = method.decode("latin-1")
         for methods, pattern, verdict in self._compiled:
             if (methods is None or verb in methods) and pattern.fullmatch(text):
                 if verb == "HEAD" and verdict.traffic is TrafficClass.START:
@@ -92,6 +109,27 @@ class TrafficTable:
     def extended_by(self, overrides: Sequence[TrafficRule]) -> "TrafficTable":
         """A table in which the operator's rules come first."""
         return TrafficTable((*overrides, *self.rules)) if overrides else self
+
+
+def as_backends_read(path: bytes) -> bytes:
+    """A raw path with its escapes decoded, repeated slashes as one, and dot segments resolved.
+
+    Servers differ in what of this they do; all do some. A route that is closed to clients must not be open under
+    another spelling of its name.
+    """
+    if b"%" in path:
+        path = unquote_to_bytes(path)
+    if b"//" in path:
+        path = _SLASHES.sub(b"/", path)
+    if b"/." in path:
+        segments: list[bytes] = []
+        for segment in path.split(b"/")[1:]:
+            if segment == b"..":
+                del segments[-1:]
+            elif segment != b".":
+                segments.append(segment)
+        path = b"/" + b"/".join(segments)
+    return path
 
 
 def parse_match(match: str) -> tuple[str, str]:
