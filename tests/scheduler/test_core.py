@@ -285,3 +285,29 @@ def test_loads_on_one_pool_follow_one_another() -> None:
     assert script.arrive(names[0]) == [c.StartInstance(names[0], 1)]
     assert script.arrive(names[1]) == []
     assert kinds(script.ready(names[0])) == ["Forward", "StartInstance"]
+
+
+def test_a_job_that_outlives_its_request_keeps_the_model_awake() -> None:
+    """Idle time counts from the backend's last word that it works, and so does being used last."""
+    script = Script(exclusive(A, idle_unload_s=5.0, probes_busy=True))
+    script.load(A)
+    assert script.tick(5) == [c.ProbeBusy(A, 1)]
+    script.post(e.BusyProbed(script.now, A, 1, True))
+    assert script.at(A).last_used == 5
+    assert script.tick(4.9) == []
+    assert script.tick(0.2) == [c.ProbeBusy(A, 1)]
+    assert script.post(e.BusyProbed(script.now, A, 1, False)) == [c.StopInstance(A, 1)]
+
+
+def test_a_shutdown_lets_a_job_end_within_its_drain() -> None:
+    """The backend is asked before it is stopped; at the end of the drain it is stopped whatever it says."""
+    script = Script(exclusive(A, probes_busy=True))
+    script.load(A)
+    assert script.post(e.ShutdownRequested(script.now, script.now + 30)) == [c.ProbeBusy(A, 1)]
+    assert script.post(e.BusyProbed(script.now, A, 1, True)) == []
+    assert script.tick(2.5) == [c.ProbeBusy(A, 1)]
+    assert script.post(e.BusyProbed(script.now, A, 1, False)) == [c.StopInstance(A, 1)]
+    script = Script(exclusive(A, probes_busy=True))
+    script.load(A)
+    script.post(e.ShutdownRequested(script.now, script.now + 30))
+    assert script.tick(30) == [c.StopInstance(A, 1)]

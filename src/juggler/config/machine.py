@@ -46,6 +46,10 @@ def _backend(loaded: LoadedConfig, name: str, backend: BackendModel, severity: S
     return problems
 
 
+_SCRIPTS = frozenset({".py", ".sh"})
+"""Started through their interpreter where they are not executable themselves."""
+
+
 def _program(binary: str, search_path: str | None) -> tuple[str, str | None, str] | None:
     """What is wrong with a program: message, hint and code; None if it can be executed."""
     if not _has_separator(binary) and not binary.startswith("~"):
@@ -60,7 +64,7 @@ def _program(binary: str, search_path: str | None) -> tuple[str, str | None, str
             return f"the program {binary} does not exist", None, "missing-binary"
     except OSError as error:
         return f"{binary} cannot be looked at: {error.strerror}", None, "bad-binary"
-    if not os.access(file, os.X_OK):
+    if file.suffix not in _SCRIPTS and not os.access(file, os.X_OK):
         return f"{binary} is not executable", f"chmod +x {binary}", "bad-binary"
     return None
 

@@ -26,7 +26,7 @@ from juggler.proxy.head import Field, RequestHead, ResponseHead
 from juggler.proxy.headers import ReturnHop, end_to_end_fields
 from juggler.units import MIB
 
-REPLY_BYTES_MAX = 1 * MIB
+REPLY_BYTES_MAX = 8 * MIB
 """Longer bodies are not kept: what clients poll is shorter, and pictures or large scripts would crowd it out."""
 
 TOTAL_BYTES_MAX = 32 * MIB

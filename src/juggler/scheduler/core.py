@@ -290,6 +290,8 @@ class Scheduler:
         if event.generation != instance.generation or instance.probe is not Probe.ASKED:
             return  # a request was forwarded meanwhile, or the instance is on its way out: the answer is stale
         instance.probe = Probe.BUSY if event.busy else Probe.IDLE
+        if event.busy:
+            instance.busy_seen_at = instance.last_used = event.now
         self._decide(event.now, out)
 
     def _reported(self, instance_id: InstanceId, generation: int, move: Move) -> Instance | None:
@@ -382,13 +384,20 @@ class Scheduler:
         for instance in state.instances.values():
             if instance.residency in GONE or instance.residency is Residency.STOPPING:
                 continue
-            if instance.running and instance.residency in UP and not over:
+            if not over and self._works(instance, decision_pass):
                 decision_pass.note(state.drain_until)
             else:
                 decision_pass.send_away([(instance, Mode.STOP)], cause="shutdown")
         if not state.finished and all(one.residency in GONE for one in state.instances.values()):
             state.finished = True
             decision_pass.out.append(FinishShutdown())
+
+    def _works(self, instance: Instance, decision_pass: DecisionPass) -> bool:
+        """Whether something would be lost if a process of ours were stopped now."""
+        if instance.residency not in UP or instance.attached:
+            return bool(instance.running) and instance.residency in UP
+        since = instance.idle_since if instance.idle_since is not None else instance.ready_at
+        return bool(instance.running) or (instance.spec.probes_busy and not decision_pass.says_idle(instance, since))
 
     def _story(self) -> str:
         last = list(self.state.story)[-STORY_SHOWN:]

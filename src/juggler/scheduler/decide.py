@@ -2,12 +2,13 @@
 
 The pass follows scheduling.md section 3 in this order:
 
-1. carry out operator's orders and idle unloads whose instance has drained;
+1. carry out operator's orders whose instance has drained;
 2. serve: hand queued requests to instances that are up, within their slots and past their gates;
 3. for each blocked instance, most urgent first: plan a load into free memory that nobody more urgent has claimed,
    or shut the gates of the cheapest victims as soon as they may be taken, and plan once they have drained;
 4. load the targets of plans whose memory is free; drop plans that nobody needs or that cannot come true;
-5. open the gates that no longer serve anybody, and serve those.
+5. open the gates that no longer serve anybody, and serve those;
+6. unload whoever has been idle for as long as its endpoint allows.
 
 Every time that could change a decision later is noted with ``wake_at``; the caller turns the earliest into the one
 timer there is. Nothing here starts a wait without one.
@@ -63,6 +64,7 @@ class DecisionPass:
         self._plan_swaps()
         self._load_targets()
         self._open_gates()
+        self._unload_idle()
 
     def note(self, at: float | None) -> None:
         """Something may change at this time."""
@@ -75,8 +77,6 @@ class DecisionPass:
         for instance in self.state.instances.values():
             if instance.order is not None:
                 self._carry_out(instance)
-            elif instance.spec.idle_unload_s is not None and instance.idle_since is not None:
-                self._unload_when_idle(instance, instance.idle_since + instance.spec.idle_unload_s)
 
     def _carry_out(self, instance: Instance) -> None:
         order = instance.order
@@ -108,16 +108,6 @@ class DecisionPass:
         if instance.order is not None:
             self.out.extend(OrderDone(order, detail) for order in instance.order.ids)
             instance.order = None
-
-    def _unload_when_idle(self, instance: Instance, at: float) -> None:
-        if instance.residency is not Residency.READY or not instance.unused or not instance.yields:
-            return
-        at = max(at, instance.holds_on_until)
-        if at > self.now:
-            self.note(at)
-        elif self._drained(instance):
-            mode = Mode.UNLOAD if instance.soft_unload else Mode.STOP
-            self.send_away([(instance, mode)], cause="idle")
 
     # -- 2. serve ----------------------------------------------------------------------------------------------
 
@@ -303,9 +293,10 @@ class DecisionPass:
             if self.now < grace_until:
                 self.note(grace_until)
                 return False
-        return not victim.spec.probes_busy or self._says_idle(victim, since)
+        return not victim.spec.probes_busy or self.says_idle(victim, since)
 
-    def _says_idle(self, victim: Instance, since: float) -> bool:
+    def says_idle(self, victim: Instance, since: float) -> bool:
+        """Whether the backend itself has no work; asks it where that is not known, and notes when to look again."""
         if victim.probe is Probe.IDLE:
             return True
         limit = since + self.policy.busy_limit_s
@@ -399,6 +390,25 @@ class DecisionPass:
             if instance.gate is not None and instance.id not in self._keep_shut:
                 self.state.move(instance, Move.OPEN, self.now)
                 self._serve(instance)
+
+    # -- 6. idle unloads ---------------------------------------------------------------------------------------
+
+    def _unload_idle(self) -> None:
+        for instance in self.state.instances.values():
+            if instance.spec.idle_unload_s is None or instance.idle_since is None or instance.order is not None:
+                continue
+            idle_since = max(instance.idle_since, instance.busy_seen_at)
+            self._unload_when_idle(instance, idle_since + instance.spec.idle_unload_s)
+
+    def _unload_when_idle(self, instance: Instance, at: float) -> None:
+        if instance.residency is not Residency.READY or not instance.unused or not instance.yields:
+            return
+        at = max(at, instance.holds_on_until)
+        if at > self.now:
+            self.note(at)
+        elif self._drained(instance):
+            mode = Mode.UNLOAD if instance.soft_unload else Mode.STOP
+            self.send_away([(instance, mode)], cause="idle")
 
 
 def forward(instance: Instance, waiting: Waiting, now: float, out: list[Command]) -> None:

@@ -75,6 +75,7 @@ class Instance:
     __slots__ = (
         "attach_tried",
         "attached",
+        "busy_seen_at",
         "dying",
         "estimates",
         "failure",
@@ -127,6 +128,8 @@ class Instance:
         self.last_used = 0.0
         self.probe = Probe.UNKNOWN
         self.probed_at = 0.0
+        self.busy_seen_at = 0.0
+        """When the backend said last that it works although none of our requests runs."""
         self.order: Order | None = None
         self.order_given_at = 0.0
         """When the start, wake, unload or stop under way was ordered (for learning its time)."""

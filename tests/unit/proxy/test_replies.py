@@ -152,7 +152,7 @@ def test_answers_that_ask_for_revalidation_are_kept(field: bytes) -> None:
         b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\n\r\n",
         b"HTTP/1.1 500 Oops\r\nContent-Length: 2\r\n\r\n",
         b"HTTP/1.0 200 OK\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nContent-Length: 1048577\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 8388609\r\n\r\n",
     ],
 )
 def test_only_whole_good_answers_of_bounded_length_are_kept(answer: bytes) -> None:
