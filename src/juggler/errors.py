@@ -161,13 +161,6 @@ class DoesNotFit(BackendError):
     code = "does_not_fit"
 
 
-class NotSupportedYet(BackendError):
-    """The configuration names a backend type that this version can read but not run."""
-
-    status = 501
-    code = "not_supported_yet"
-
-
 class UpstreamError(JugglerError):
     """The backend broke the conversation."""
 

@@ -176,7 +176,7 @@ async def test_an_answer_whose_reader_left_is_not_kept() -> None:
 @pytest.mark.parametrize("chunked", [True, False])
 async def test_a_long_answer_passes_and_is_not_kept(chunked: bool) -> None:
     """Nothing is held of a body over the bound, however it is framed, and it arrives unchanged."""
-    body = bytes(range(256)) * 4096 * 3  # 3 MiB
+    body = bytes(range(256)) * 4096 * 10  # 10 MiB
     if chunked:
         pieces = b"".join(b"%x\r\n%b\r\n" % (65536, body[at : at + 65536]) for at in range(0, len(body), 65536))
         answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + pieces + b"0\r\n\r\n"
@@ -184,7 +184,7 @@ async def test_a_long_answer_passes_and_is_not_kept(chunked: bool) -> None:
         answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
     async with rig(replies(answer, LIST)) as setup:
         setup.gateway.light = True
-        peer = await setup.connect(limit=8 * MIB)
+        peer = await setup.connect(limit=16 * MIB)
         peer.send(GET)
         await peer.exactly(answer)
         assert len(setup.listener.replies) == 0

@@ -4,51 +4,45 @@ from juggler.backends.base import Backend, BackendSettings
 from juggler.backends.comfyui import ComfyUiBackend
 from juggler.backends.command import CommandBackend
 from juggler.backends.demo import DemoBackend
+from juggler.backends.koboldcpp import KoboldCppBackend
 from juggler.backends.llamacpp import LlamaCppBackend
 from juggler.backends.ollama import OllamaBackend
-from juggler.errors import NotSupportedYet
+from juggler.backends.sdwebui import SdWebuiBackend
+from juggler.backends.vllm import VllmBackend
 from juggler.routing.traffic import TrafficTable
 
 BACKENDS: dict[str, type[Backend]] = {
     "llamacpp": LlamaCppBackend,
-    "ollama": OllamaBackend,
+    "sdwebui": SdWebuiBackend,
+    "koboldcpp": KoboldCppBackend,
     "comfyui": ComfyUiBackend,
+    "ollama": OllamaBackend,
+    "vllm": VllmBackend,
     "command": CommandBackend,
     "demo": DemoBackend,
 }
-
-LATER: frozenset[str] = frozenset({"sdwebui", "koboldcpp", "vllm"})
-"""Types a configuration may name although this version cannot run them."""
 
 
 def create(settings: BackendSettings) -> Backend:
     """The backend of one instance.
 
     Raises:
-        NotSupportedYet: A type that this version can read but not run.
         ValueError: A type nobody knows, or a setting its module cannot read.
     """
-    return _class_of(settings.type, settings.endpoint_name)(settings)
+    return _class_of(settings.type)(settings)
 
 
 def traffic_for(type_name: str) -> TrafficTable:
-    """The traffic classes of a type; the general rule alone for types that come later.
+    """The traffic classes of a type.
 
     Raises:
         ValueError: A type nobody knows.
     """
-    return TrafficTable() if type_name in LATER else _class_of(type_name, None).traffic
+    return _class_of(type_name).traffic
 
 
-def _class_of(type_name: str, endpoint: str | None) -> type[Backend]:
+def _class_of(type_name: str) -> type[Backend]:
     try:
         return BACKENDS[type_name]
     except KeyError:
-        if type_name not in LATER:
-            raise ValueError(f"{type_name!r} is not a backend type") from None
-    raise NotSupportedYet(
-        f"{endpoint}: backends of type {type_name} are not supported yet",
-        hint="use type `command`, which runs any HTTP server",
-        endpoint=endpoint,
-        phase="starting",
-    )
+        raise ValueError(f"{type_name!r} is not a backend type") from None

@@ -111,6 +111,54 @@ def check(file: Path, as_json: bool) -> None:
 
 
 @cli.command()
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path(DEFAULT_CONFIG),
+    show_default=True,
+    help="The file to write: JSON with comments, or YAML by its ending; `-` prints it.",
+)
+@click.option("--force", is_flag=True, help="Replace the file if it is there.")
+@click.option(
+    "--models",
+    "model_folders",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="A folder with GGUF files, besides the usual ones; may be repeated.",
+)
+@click.option(
+    "--port",
+    "ports",
+    type=click.IntRange(1, 65535),
+    multiple=True,
+    help="A port on which to look for a running server, instead of the usual ones; may be repeated.",
+)
+def init(output: Path, force: bool, model_folders: tuple[Path, ...], ports: tuple[int, ...]) -> None:
+    """Look for programs, servers, models and GPUs, and write a configuration for them.
+
+    Every choice is explained by a comment. Nothing else is changed. Example: juggler init --models /data/gguf
+    """
+    from juggler.cli.init import write_config
+
+    write_config(output, default=Path(DEFAULT_CONFIG), force=force, model_folders=model_folders, ports=ports)
+
+
+@cli.command()
+@_config_option
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.pass_context
+def doctor(context: click.Context, config_path: Path, as_json: bool) -> None:
+    """Say what is wrong on this machine and what to do: programs, options, files, ports, GPUs.
+
+    Changes nothing and starts no server. Exit status: 0 no problem, 1 problems. Example: juggler doctor
+    """
+    from juggler.cli.doctor import print_report
+
+    named = context.get_parameter_source("config_path") is not click.core.ParameterSource.DEFAULT
+    sys.exit(print_report(config_path, named=named, as_json=as_json))
+
+
+@cli.command()
 def schema() -> None:
     """Print the JSON Schema of the configuration, for editors.
 

@@ -109,8 +109,10 @@ def print_overview(url: str, config: Path) -> None:
         click.echo(f"No juggler runs at {url}.")
         if config.exists():
             click.echo(f"  juggler check {config}    look for mistakes in the configuration here")
+            click.echo("  juggler doctor               look for what does not work on this machine")
             click.echo("  juggler serve                serve it")
         else:
             click.echo("  juggler demo                 see it work, without any configuration")
+            click.echo("  juggler init                 write a configuration for what is installed here")
             click.echo("  juggler serve --config FILE  serve a configuration (docs/configuration.md explains the keys)")
     click.echo("`juggler --help` lists all commands.")

@@ -213,7 +213,11 @@ class BackendModel(Model):
     ready_path: RequestTarget | None = Field(
         default=None, description="For `command`: path that answers 2xx once the program is ready."
     )
-    unload: HttpCallValue | None = Field(default=None, description="For `command`: call that frees the model's memory.")
+    unload: HttpCallValue | None = Field(
+        default=None,
+        description="For `command`: call that frees the model's memory. For `vllm`: `POST /sleep?level=2`, which drops "
+        "the weights instead of keeping them in RAM.",
+    )
     wake: HttpCallValue | None = Field(default=None, description="For `command`: call that loads the model again.")
     busy: BusyCallValue | None = Field(default=None, description="For `command`: call that tells whether work is left.")
 

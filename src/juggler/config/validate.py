@@ -145,7 +145,11 @@ class _Checks:
             message = '"model_unloading" has no effect for type llamacpp: llama.cpp can only be stopped'
             self._warn((*path, "model_unloading"), message, code="no-effect", at_key=True)
         for key in _COMMAND_ONLY:
-            if kind != "command" and getattr(backend, key) is not None:
+            if kind == "vllm" and key == "unload" and backend.unload is not None:
+                if backend.unload.path.partition("?")[0] != "/sleep":
+                    message = 'for vllm "unload" chooses how deep it sleeps: "POST /sleep?level=2"'
+                    self._error((*path, key), message, code="bad-unload")
+            elif kind != "command" and getattr(backend, key) is not None:
                 message = f"{quoted(key)} has no effect for type {kind}: only type command reads it"
                 self._warn((*path, key), message, code="no-effect", at_key=True)
 

@@ -27,6 +27,7 @@ from juggler.proxy.head import find_request_end, parse_request
 from juggler.proxy.limits import Limits
 from juggler.proxy.replies import Replies
 from juggler.proxy.responses import error_response, local_response
+from juggler.units import SECONDS
 
 _log = logging.getLogger("juggler.proxy")
 
@@ -34,6 +35,19 @@ _NEVER = float("inf")
 _UNABLE = (NotReady, BackendError, UpstreamError)
 """The backend cannot answer now; not among them are refusals of the request and a juggler that goes down."""
 _METHOD_START = frozenset(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz\r")
+
+
+_HOLD_AGAIN_AFTER_S = (0.02 * SECONDS, 0.2 * SECONDS, 0.8 * SECONDS)
+"""Pauses before a request is held anew whose backend refused the connection: the end of a process is known within
+milliseconds, that of an attached server after a second look."""
+
+
+class _Unreached(Exception):
+    """No connection to the backend, and nothing of the request was sent: it can be held again."""
+
+    def __init__(self, error: JugglerError) -> None:
+        super().__init__(error.message)
+        self.error = error
 
 
 class State(enum.Enum):
@@ -398,7 +412,29 @@ class ClientConnection(asyncio.Protocol):
             self._answer_error(request, JugglerError("The juggler made a mistake; its log says more."), path)
 
     async def _forward(self, route: Route, request: Request) -> LocalResponse | None:
-        """Hold, relay, release. None: the answer was sent, or the connection cut."""
+        """Hold and relay; hold again where the backend died before it could be reached.
+
+        A process that was killed counts as ready until its end is noticed, some milliseconds later.
+
+        Returns:
+            None: the answer was sent, or the connection cut.
+        """
+        for pause_s in _HOLD_AGAIN_AFTER_S:
+            try:
+                return await self._forward_once(route, request)
+            except _Unreached:
+                await asyncio.sleep(pause_s)
+        try:
+            return await self._forward_once(route, request)
+        except _Unreached as unreached:
+            raise unreached.error from unreached
+
+    async def _forward_once(self, route: Route, request: Request) -> LocalResponse | None:
+        """Hold, relay, release.
+
+        Raises:
+            _Unreached: No connection could be made, and the request is still whole.
+        """
         head = request.head
         fields = tuple([(name, value) for _, name, value in head.fields])
         lease = await self._gateway.acquire(
@@ -419,6 +455,8 @@ class ClientConnection(asyncio.Protocol):
             raise
         except JugglerError as error:
             result.error = error.code
+            if exchange is not None and exchange.unreached and request.body.kept is not None:
+                raise _Unreached(error) from error
             raise
         except Exception:
             result.error = JugglerError.code

@@ -83,6 +83,7 @@ class Exchange:
         "done",
         "head_sent",
         "tunnel",
+        "unreached",
         "upstream_full",
     )
 
@@ -127,6 +128,8 @@ class Exchange:
         """The client has got an answer head: from here on no answer of our own fits in."""
         self.tunnel = False
         self.upstream_full = False
+        self.unreached = True
+        """No connection was there yet: the backend has seen nothing that it could have acted upon."""
 
     @property
     def bound(self) -> bool:
@@ -144,7 +147,7 @@ class Exchange:
         long = (self._request.head.content_length or 0) > self._limits.retry_body_bytes
         long = long or body.size > self._limits.retry_body_bytes
         try:
-            connection = await self._pool.acquire(fresh=long)
+            connection = await self._connected(fresh=long)
             while True:
                 finished = self._finished = self._loop.create_future()
                 self._start(connection)
@@ -152,11 +155,16 @@ class Exchange:
                 if not self._retry:
                     break
                 self._retry = False
-                connection = await self._pool.acquire(fresh=True)
+                connection = await self._connected(fresh=True)
             if self._error is not None:
                 raise self._error
         finally:
             self.stop()
+
+    async def _connected(self, *, fresh: bool) -> UpstreamConnection:
+        connection = await self._pool.acquire(fresh=fresh)
+        self.unreached = False  # from here on it may have acted upon the request
+        return connection
 
     def stop(self) -> None:
         """Cut the upstream connection if there still is one. Idempotent."""

@@ -1,0 +1,46 @@
+"""Blocking looks (directories, files, names) with a deadline."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import TypeVar, TypeVarTuple, Unpack
+
+_T = TypeVar("_T")
+_Args = TypeVarTuple("_Args")
+
+
+async def in_thread(limit_s: float, function: Callable[[Unpack[_Args]], _T], *args: *_Args) -> _T:
+    """Run ``function(*args)`` in a thread of its own, for ``limit_s`` seconds at most.
+
+    The thread is a daemon, not one of the loop's executor: a look at a dead network mount may never return, and the
+    loop would wait for its executor at the end.
+
+    Raises:
+        TimeoutError: It took longer; its result, if it ever comes, is dropped.
+        Exception: Whatever ``function`` raised.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[_T] = loop.create_future()
+
+    def deliver(result: _T | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]  # None only where ``_T`` allows it
+
+    def work() -> None:
+        result: _T | None = None
+        error: BaseException | None = None
+        try:
+            result = function(*args)
+        except BaseException as caught:  # carried over to whoever waits
+            error = caught
+        with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
+            loop.call_soon_threadsafe(deliver, result, error)
+
+    threading.Thread(target=work, name=getattr(function, "__name__", "look"), daemon=True).start()
+    async with asyncio.timeout(limit_s):
+        return await future
