@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
+from juggler.backends.secrets import secrets_of
 from juggler.ids import InstanceId
 from juggler.routing.traffic import TrafficTable
 
@@ -200,6 +201,11 @@ class Backend(abc.ABC):
     def default_concurrency(self) -> int:
         """Work requests handed over at a time where the endpoint sets no ``concurrency``; the rest waits here."""
         return 64
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """Words that must not be seen in the program's output, longest first."""
+        return secrets_of(self.settings.parameters, self.settings.env)
 
     @property
     @abc.abstractmethod

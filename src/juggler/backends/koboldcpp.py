@@ -158,7 +158,8 @@ class KoboldCppBackend(Backend):
     @property
     def secrets(self) -> tuple[str, ...]:
         """Words that its output shows in clear and that nobody should see, longest first; known once it was planned."""
-        return self._known.secrets
+        words = {*self._known.secrets, *super().secrets}
+        return tuple(sorted(words, key=len, reverse=True))
 
     # -- start -------------------------------------------------------------------------------------------------
 

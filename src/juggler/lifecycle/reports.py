@@ -1,20 +1,16 @@
 """What an owner tells: reports to the engine, and lines to the log."""
 
 import logging
-import re
 import shlex
 from collections.abc import Sequence
 from typing import Protocol
 
 from juggler.backends.base import Address, Backend
+from juggler.backends.secrets import SECRET_NAME
 from juggler.errors import BackendError, StartFailed
 from juggler.ids import InstanceId
 
 _log = logging.getLogger("juggler.lifecycle")
-
-_SECRET_FLAG = re.compile(
-    r"(^|[-_])(key|apikey|token|hft|secret|password|passwd|pass|auth|credentials?)([-_]|$)", re.IGNORECASE
-)
 
 
 class Reports(Protocol):
@@ -76,7 +72,7 @@ def masked_command(argv: Sequence[str]) -> str:
     hide_next = False
     for argument in argv:
         name, equals, _ = argument.partition("=")
-        secret = _SECRET_FLAG.search(name) is not None and (argument.startswith("-") or bool(equals))
+        secret = SECRET_NAME.search(name.lstrip("-")) is not None and (argument.startswith("-") or bool(equals))
         if hide_next:
             masked.append("***")
             hide_next = False

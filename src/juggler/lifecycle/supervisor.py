@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 
 from juggler.backends.base import Address, Backend
 from juggler.backends.command_line import find_program
+from juggler.backends.secrets import redacted
 from juggler.clock import Clock
 from juggler.errors import BackendError, InvalidTransition, ReadyTimeout, StartFailed
 from juggler.ids import InstanceId
@@ -214,7 +215,7 @@ class Supervisor:
 
     def output(self, lines: int = LOG_TAIL_LINES) -> list[str]:
         """The last lines of the latest process, oldest first; also after its end."""
-        return self._handle.output(lines) if self._handle is not None else []
+        return redacted(self._handle.output(lines), self._backend.secrets) if self._handle is not None else []
 
     @property
     def address(self) -> Address | None:

@@ -1,0 +1,46 @@
+"""Passwords and keys: finding them in what the operator wrote, and keeping them out of what others read.
+
+Programs print their own command line (koboldcpp prints its passwords, backends.md 4.1), and their last lines reach
+clients in error bodies.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+SECRET_NAME = re.compile(
+    r"(^|[-_])(key|apikey|token|hft|secret|password|passwd|pass|adminpassword|auth|credentials?)([-_]|$)", re.IGNORECASE
+)
+"""Names of options and variables whose value nobody should see."""
+
+SHORTEST = 4
+"""Shorter values are left alone: they would also stand in places where they are no secret."""
+
+MASK = "***"
+_FILE_NAME = re.compile(r"(file|path|dir|folder)s?$", re.IGNORECASE)
+
+
+def secrets_of(parameters: Sequence[str], env: Mapping[str, str]) -> tuple[str, ...]:
+    """The values of all options and variables with a telling name, longest first."""
+    found = [value for name, value in env.items() if _is_secret(name)]
+    for position, word in enumerate(parameters):
+        name, equals, value = word.partition("=")
+        if not word.startswith("-") or not _is_secret(name):
+            continue
+        if equals:
+            found.append(value)
+        elif position + 1 < len(parameters):
+            found.append(parameters[position + 1])
+    parts = {part for value in found for part in (value, *value.split(","))}
+    return tuple(sorted((part for part in parts if len(part) >= SHORTEST), key=len, reverse=True))
+
+
+def redacted(lines: Sequence[str], secrets: Sequence[str]) -> list[str]:
+    """The lines with every secret replaced by ``***``."""
+    result = list(lines)
+    for secret in secrets:
+        result = [line.replace(secret, MASK) for line in result]
+    return result
+
+
+def _is_secret(name: str) -> bool:
+    return SECRET_NAME.search(name.lstrip("-")) is not None and not _FILE_NAME.search(name)
