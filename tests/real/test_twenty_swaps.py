@@ -29,7 +29,7 @@ class Case:
     backend: Callable[[Path], dict[str, Any]]
     path: str
     body: dict[str, Any] = field(default_factory=dict)
-    good: Callable[[Any], bool] = bool
+    good: Callable[[Any], Any] = bool
     finish: Callable[[Juggler, Any], None] = lambda juggler, answer: None
     """For work that outlives its request: wait for the result."""
 
@@ -72,6 +72,35 @@ def command(_tmp_path: Path) -> dict[str, Any]:
     }
 
 
+def sdwebui(variant: str) -> Callable[[Path], dict[str, Any]]:
+    def backend(tmp_path: Path) -> dict[str, Any]:
+        folder = tmp_path / "webui"
+        folder.mkdir()
+        (folder / "webui.sh").symlink_to(PROGRAMS / "fake_webui.sh")
+        (folder / "launch.py").symlink_to(PROGRAMS / "fake_sdwebui.py")
+        env = {"FAKE_PYTHON": sys.executable, "FAKE_VARIANT": variant}
+        return {"type": "sdwebui", "binary": str(folder / "webui.sh"), "env": env}
+
+    return backend
+
+
+def koboldcpp(*flags: str) -> Callable[[Path], dict[str, Any]]:
+    def backend(tmp_path: Path) -> dict[str, Any]:
+        model = tmp_path / "kobold.gguf"
+        model.write_bytes(b"GGUF")
+        admin_dir = tmp_path / "admin"
+        admin_dir.mkdir()
+        words = ["--model", str(model), "--admindir", str(admin_dir), *flags]
+        binary = script(tmp_path, "koboldcpp", "fake_koboldcpp.py")
+        return {"type": "koboldcpp", "binary": binary, "default_parameters": words}
+
+    return backend
+
+
+def vllm(tmp_path: Path) -> dict[str, Any]:
+    return {"type": "vllm", "binary": script(tmp_path, "vllm", "fake_vllm.py"), "default_parameters": ["org/model"]}
+
+
 CASES = {
     "ollama": Case(
         ollama,
@@ -86,6 +115,19 @@ CASES = {
         lambda answer: bool(answer["prompt_id"]),
         comfyui_result,
     ),
+    "a1111": Case(
+        sdwebui("a1111"), "/sdapi/v1/txt2img", {"prompt": "a cat", "steps": 1}, lambda answer: answer["images"]
+    ),
+    "forge": Case(
+        sdwebui("forge"), "/sdapi/v1/txt2img", {"prompt": "a cat", "steps": 1}, lambda answer: answer["images"]
+    ),
+    "koboldcpp": Case(
+        koboldcpp(), "/api/v1/generate", {"prompt": "hello"}, lambda answer: answer["results"][0]["text"]
+    ),
+    "koboldcpp-admin": Case(
+        koboldcpp("--admin"), "/api/v1/generate", {"prompt": "hello"}, lambda answer: answer["results"][0]["text"]
+    ),
+    "vllm": Case(vllm, "/v1/completions", {"prompt": "hello"}, lambda answer: answer["choices"]),
     "command": Case(command, "/work", {}, lambda answer: answer["name"] == "attached"),
 }
 
@@ -106,7 +148,7 @@ def test_twenty_swaps(tmp_path: Path, name: str) -> None:
         for _ in range(SWAPS // 2):
             answer = juggler.ask("POST", f"/x{case.path}", case.body, timeout_s=60)
             assert answer.status == 200, answer.body
-            assert case.good(answer.json()), answer.body
+            assert bool(case.good(answer.json())), answer.body
             case.finish(juggler, answer.json())
             assert juggler.instance("S/llama")["residency"] == "stopped"
             answer = juggler.ask("POST", "/llama/completion", {"prompt": "Hello", "n_predict": 4}, timeout_s=60)
