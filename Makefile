@@ -5,12 +5,13 @@
 PYTHON ?= python3
 VENV ?= $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
 BIN = $(VENV)/bin
+WORKERS ?= 4
 STAMP = $(VENV)/.juggler-dev
 
 .PHONY: test check lint types test-all format clean
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 check: lint types test
 
