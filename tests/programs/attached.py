@@ -1,7 +1,7 @@
 """A server that somebody else started: it holds a model, frees it when told, and keeps a diary in GET /diary.
 
-POST /unload frees (unless ``--stubborn``: then 200 and nothing, ``--refuses``: 409), POST /wake loads, GET /jobs gives
-``{"running": N}``, POST /job?S works S seconds after its answer, anything else that is posted needs the model.
+POST /unload frees (with ``--refuses``: 409 and nothing), POST /wake loads (unless ``--wake-status`` fails), GET /jobs
+gives ``{"running": N}``, POST /job?S works S seconds after its answer, anything else that is posted needs the model.
 """
 
 import argparse
@@ -15,6 +15,8 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--port", type=int, required=True)
 parser.add_argument("--name", default="attached")
 parser.add_argument("--refuses", action="store_true")
+parser.add_argument("--unload-status", type=int, default=200)
+parser.add_argument("--wake-status", type=int, default=200)
 parser.add_argument("--unloaded", action="store_true")
 args = parser.parse_args()
 
@@ -59,11 +61,11 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/unload":
             diary.append("unload")
             loaded = args.refuses and loaded
-            self.answer(409 if args.refuses else 200, {})
+            self.answer(409 if args.refuses else args.unload_status, {})
         elif path == "/wake":
             diary.append("wake")
-            loaded = True
-            self.answer(200, {})
+            loaded = args.wake_status < 300
+            self.answer(args.wake_status, {})
         elif path == "/job":
             threading.Thread(target=work, args=(float(query),), daemon=True).start()
             self.answer(200, {"name": args.name})

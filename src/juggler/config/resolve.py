@@ -4,7 +4,7 @@ import getpass
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -253,7 +253,10 @@ def _instance(
     return ResolvedInstance(
         id=first.instance,
         name=first.endpoint.name,
-        settings=_settings(config, first.id, first.endpoint, backend, kind, temp_dir, state_dir),
+        settings=replace(
+            _settings(config, first.id, first.endpoint, backend, kind, temp_dir, state_dir),
+            ui_prefix=next((normal_prefix(one.path_prefix) for one in endpoints if one.strip_prefix), ""),
+        ),
         memory=_largest(declared, pools) if declared and pools is not None else None,
         memory_unloaded=_largest([one.memory_unloaded for one in endpoints], pools),
         concurrency=max(limits, default=None),
@@ -292,7 +295,6 @@ def _settings(
         stop_timeout_s=backend.stop_timeout,
         temp_dir=temp_dir,
         state_dir=state_dir,
-        ui_prefix=normal_prefix(endpoint.path_prefix) if endpoint.strip_prefix else "",
         kv_cache_quota_bytes=config.kv_cache.quota,
     )
 
