@@ -14,7 +14,7 @@ habits, by environment:
     FAKE_DEAF_ADMIN     orders to unload are accepted, and nothing happens
     FAKE_DEAF           SIGINT and SIGTERM do nothing
     FAKE_BOOTLOADER     as the one-file program: a parent that unpacks to ``_MEI…`` in TMPDIR and forwards signals
-    FAKE_EVENTS         a file that gets a line per start of a server, order to reload, and generation
+    FAKE_EVENTS         a file that gets a line per start of a server, order to reload, begin and end of a generation
 """
 
 import argparse

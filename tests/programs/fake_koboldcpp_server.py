@@ -372,6 +372,7 @@ class Handler(BaseHTTPRequestHandler):
             if state.aborted.wait(TOKEN_S):
                 break
             state.pending += word
+        note(f"generated {len(state.pending.split())} words")
         if path.endswith("/v1/chat/completions"):
             message = {"role": "assistant", "content": state.pending}
             return self.answer({"object": "chat.completion", "model": state.name, "choices": [{"message": message}]})
@@ -383,6 +384,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("X-Accel-Buffering", "no")
         self.send_header("connection", "keep-alive")
+        self.close_connection = True  # it says so all the same
         self.end("text/event-stream")
         kobold = path.endswith("/api/extra/generate/stream")
         for word in words:

@@ -74,6 +74,10 @@ HINTS = compiled(
         r"argument port_param: not allowed with argument --port|argument --port: not allowed with argument port_param",
         "a port stands behind the model, where it was not recognised: take it out of `parameters`",
     ),
+    (
+        r"argument model_param: not allowed with argument --model|argument --model\S*: not allowed with argument",
+        "`parameters` name two models, or hold a word that belongs to no option",
+    ),
     (r"error: (ambiguous option: .+|argument .+)", "correct `parameters`: {1}"),
     (r"can't open file '([^']*\.py)'", "{1} does not exist: set `cwd` to the folder of koboldcpp"),
     (

@@ -18,6 +18,7 @@ from juggler.backends.base import Address, BackendSettings
 from juggler.backends.command_line import find_executable, find_program
 from juggler.backends.koboldcpp_config import Configured, configured, write_copies
 from juggler.backends.koboldcpp_options import END_OF_OPTIONS, POSITIONAL, Group, joined, split
+from juggler.backends.secrets import SHORTEST
 from juggler.errors import StartFailed
 
 DEFAULT_PROGRAM = "koboldcpp"
@@ -34,8 +35,6 @@ _LEFT_OUT = (
 _ROUTERS = ("--routermode", "--autoswapmode")
 _SECRETS = ("--password", "--adminpassword", "--hordekey")
 _SECRET_VARIABLES = ("KCPP_PASSWORD", "KCPP_ADMINPASSWORD")
-_SECRET_LENGTH_MIN = 4
-"""A shorter one would blacken half of the log, and is none."""
 
 _SCREENS = frozenset({"DISPLAY", "WAYLAND_DISPLAY"})
 """Without a model it opens its window on them, and waits for somebody to click."""
@@ -78,7 +77,9 @@ def command(settings: BackendSettings, address: Address, env: Mapping[str, str])
     """
     program = _program(settings, env)
     wrapper, parameters = with_script(settings.parameters)
-    config = configured(settings, split(parameters))
+    groups = split(parameters)
+    _tell(settings, groups)
+    config = configured(settings, _without_address(groups))
     if any(config.flag(router) for router in _ROUTERS):
         raise _cannot_start(
             settings,
@@ -86,8 +87,7 @@ def command(settings: BackendSettings, address: Address, env: Mapping[str, str])
             "take `--routermode` and `--autoswapmode` out of `parameters` and of the settings file, and write one "
             "endpoint per model: the juggler swaps them",
         )
-    left = _without_address(config.groups)
-    _tell(settings, config.groups)
+    left = list(config.groups)
     own = ["--port", str(address.port), "--host", address.host]
     temp_files: tuple[str, ...] = ()
     if config.documents:
@@ -164,7 +164,7 @@ def _known(config: Configured, env: Mapping[str, str]) -> Known:
     return Known(
         admin=config.flag("--admin"),
         admin_password=config.text("--adminpassword", env.get("KCPP_ADMINPASSWORD", "")),
-        secrets=tuple(sorted((one for one in secrets if len(one) >= _SECRET_LENGTH_MIN), key=len, reverse=True)),
+        secrets=tuple(sorted((one for one in secrets if len(one) >= SHORTEST), key=len, reverse=True)),
     )
 
 
