@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -55,13 +56,19 @@ def marker() -> Iterator[str]:
 
 
 @pytest.fixture
-def settings(marker: str, tmp_path: Path) -> BackendSettings:
+def unpacked() -> Iterator[Path]:
+    """The program's TMPDIR, with a short path: that of the socket of ``multiprocessing.Manager`` has 108 bytes."""
+    with tempfile.TemporaryDirectory(prefix="kcpp-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def settings(marker: str, tmp_path: Path, unpacked: Path) -> BackendSettings:
     """One executable, as the one-file program is, and a model in its working directory."""
     program = tmp_path / "koboldcpp"
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{SCRIPT}" "$@"\n')
     program.chmod(0o755)
     (tmp_path / "tiny.gguf").touch()
-    (tmp_path / "unpacked").mkdir()
     name, value = marker.split("=")
     return BackendSettings(
         instance=InstanceId("srv/llm"),
@@ -73,7 +80,7 @@ def settings(marker: str, tmp_path: Path) -> BackendSettings:
             name: value,
             "FAKE_LOAD_S": "0.05",
             "FAKE_EVENTS": str(tmp_path / "events"),
-            "TMPDIR": str(tmp_path / "unpacked"),
+            "TMPDIR": str(unpacked),
         },
         cwd=str(tmp_path),
         temp_dir=tmp_path / "private",
@@ -454,7 +461,7 @@ async def test_a_worker_does_not_outlive_its_manager(
     await until(lambda: not left(marker), "nothing is left")
 
 
-async def test_bootloader(launcher: LocalLauncher, settings: BackendSettings, marker: str, tmp_path: Path) -> None:
+async def test_bootloader(launcher: LocalLauncher, settings: BackendSettings, marker: str, unpacked: Path) -> None:
     """The one-file program: stopped politely, it removes what it has unpacked.
 
     SIGINT reaches the manager twice, from us and from its parent. If the second comes in the middle of its clean-up
@@ -463,10 +470,10 @@ async def test_bootloader(launcher: LocalLauncher, settings: BackendSettings, ma
     patient = replace(settings, stop_timeout_s=2.0)
     async with started(launcher, patient, "--admin", FAKE_BOOTLOADER="1") as world:
         assert len([line for line in left(marker) if "fake_koboldcpp" in line]) == 4
-        assert [path.name[:4] for path in (tmp_path / "unpacked").glob("_MEI*")] == ["_MEI"]
+        assert [path.name[:4] for path in unpacked.glob("_MEI*")] == ["_MEI"]
         assert (await world.handle.stop()).status in (*BY_SIGINT, -signal.SIGTERM)
     await until(lambda: not left(marker), "nothing is left")
-    assert list((tmp_path / "unpacked").glob("_MEI*")) == []
+    assert list(unpacked.glob("_MEI*")) == []
 
 
 async def test_a_bootloader_killed_alone(launcher: LocalLauncher, settings: BackendSettings, marker: str) -> None:

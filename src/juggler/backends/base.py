@@ -143,11 +143,22 @@ class Response:
         """The body as JSON.
 
         Raises:
-            ValueError: It is not JSON.
+            ValueError: It is not JSON, or nested deeper than anything sensible.
         """
         import json
 
-        return json.loads(self.body)
+        try:
+            return json.loads(self.body)
+        except RecursionError as error:
+            raise ValueError("nested too deeply") from error
+
+    def json_object(self) -> dict[str, object]:
+        """The JSON object that the body is, whatever the status; empty if it is anything else."""
+        try:
+            document = self.json()
+        except ValueError:
+            return {}
+        return document if isinstance(document, dict) else {}
 
 
 class Caller(Protocol):
@@ -236,6 +247,14 @@ class Backend(abc.ABC):
             TimeoutError: No complete answer.
         """
         return None
+
+    async def examine(self, caller: Caller) -> None:
+        """Learn what a server found running can do, and change nothing; ``capabilities`` say so from then on.
+
+        Raises:
+            OSError: Nobody answers.
+            TimeoutError: No complete answer.
+        """
 
     async def after_start(self, caller: Caller) -> None:
         """Called once the program is ready and before the first request is let in. Must bound itself."""

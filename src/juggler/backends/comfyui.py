@@ -226,8 +226,4 @@ async def _is_koboldcpp(caller: Caller) -> bool:
         TimeoutError: No complete answer.
     """
     answer = await caller.call("GET", "/api/extra/version", timeout_s=1 * SECONDS)
-    try:
-        document = answer.json() if answer.status == 200 else None
-    except ValueError:
-        return False
-    return isinstance(document, dict) and document.get("result") == "KoboldCpp"
+    return answer.status == 200 and answer.json_object().get("result") == "KoboldCpp"

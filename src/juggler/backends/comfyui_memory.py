@@ -211,8 +211,4 @@ def _released(earlier: Memory, later: Memory) -> int:
 
 def _document(answer: Response) -> dict[str, object]:
     """The answer's JSON object; empty if it is none or the status is not 200."""
-    try:
-        document = answer.json() if answer.status == 200 else None
-    except ValueError:
-        return {}
-    return document if isinstance(document, dict) else {}
+    return answer.json_object() if answer.status == 200 else {}

@@ -29,7 +29,7 @@ from juggler.routing.traffic import TrafficTable
 from juggler.units import SECONDS
 
 _HOOK_TIMEOUT_S = 50 * SECONDS
-"""For the operator's unload and wake calls, which may move many gigabytes; the supervisor has its own limits."""
+"""For the operator's unload call, which may move many gigabytes; the supervisor has its own limit."""
 
 _log = logging.getLogger("juggler.backends.command")
 
@@ -103,7 +103,7 @@ class CommandBackend(Backend):
     async def wake(self, caller: Caller) -> None:
         if self.settings.wake is None:
             return
-        answer = await _make(caller, self.settings.wake)
+        answer = await _make(caller, self.settings.wake, timeout_s=self.settings.start_timeout_s)
         if not _accepted(self.settings.wake, answer):
             raise BackendError(
                 f"{self.settings.endpoint_name}: wake was answered with status {answer.status}",

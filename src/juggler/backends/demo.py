@@ -70,11 +70,9 @@ class DemoBackend(Backend):
             answer = await caller.call("GET", "/health")
             if answer.status == 503:
                 return ProbeResult.NOT_YET
-            loaded = _loaded(answer)
         except (OSError, TimeoutError):
             return ProbeResult.NOT_YET
-        except ValueError:
-            return ProbeResult.WRONG_SERVER
+        loaded = _loaded(answer)
         return ProbeResult.WRONG_SERVER if loaded is None else ProbeResult.READY
 
     async def unload(self, caller: Caller) -> bool:
@@ -94,11 +92,7 @@ class DemoBackend(Backend):
 
     async def busy(self, caller: Caller) -> bool:
         answer = await caller.call("GET", "/sdapi/v1/progress")
-        try:
-            document = answer.json()
-        except ValueError:
-            return False
-        state = document.get("state") if isinstance(document, dict) else None
+        state = answer.json_object().get("state")
         return isinstance(state, dict) and bool(state.get("job_count"))
 
     def hint_for(self, output: Sequence[str]) -> str | None:
@@ -106,11 +100,6 @@ class DemoBackend(Backend):
 
 
 def _loaded(answer: Response) -> bool | None:
-    """What ``/health`` says; None if it is not our program that answers.
-
-    Raises:
-        ValueError: Not JSON.
-    """
-    document = answer.json()
-    loaded = document.get("loaded") if isinstance(document, dict) else None
+    """What ``/health`` says; None if it is not our program that answers."""
+    loaded = answer.json_object().get("loaded")
     return loaded if answer.status == 200 and isinstance(loaded, bool) else None

@@ -79,6 +79,11 @@ HINTS = compiled(
         "`parameters` name two models, or hold a word that belongs to no option",
     ),
     (r"error: (ambiguous option: .+|argument .+)", "correct `parameters`: {1}"),
+    (
+        r"AF_UNIX path too long",
+        "with `--admin` it makes a socket below TMPDIR, whose path has room for 108 bytes: let TMPDIR in `env` name a "
+        "folder with a shorter path",
+    ),
     (r"can't open file '([^']*\.py)'", "{1} does not exist: set `cwd` to the folder of koboldcpp"),
     (
         r"Could not create temporary directory|Failed to extract .+|failed to map segment from shared object"
@@ -213,18 +218,18 @@ class KoboldCppBackend(Backend):
             if self.attached:
                 return True  # each of its 24 threads serves one connection to the end: others have taken them all
             raise
-        try:
-            perf = answer.json() if answer.status == 200 else None
-        except ValueError:
-            perf = None
-        if not isinstance(perf, dict) or "idle" not in perf:
+        perf = answer.json_object()
+        if answer.status != 200 or "idle" not in perf:
             raise self._error(f"does not say whether it works (status {answer.status})")
         return not perf["idle"] or bool(perf.get("queue"))
 
     # -- memory ------------------------------------------------------------------------------------------------
 
+    async def examine(self, caller: Caller) -> None:
+        """Whether this server can be unloaded."""
+        await self._look(caller)
+
     async def after_start(self, caller: Caller) -> None:
-        """Learn whether this server can be unloaded; the capabilities say so from then on."""
         version = await self._look(caller)
         if self.attached and version is not None and not version.loaded:
             _log.warning("%s: the attached server has no model loaded", self.settings.instance)

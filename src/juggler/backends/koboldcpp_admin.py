@@ -44,11 +44,8 @@ class Version:
 
 def as_version(answer: Response) -> Version | None:
     """The answer of koboldcpp to ``/api/extra/version``; None if it is another's."""
-    try:
-        document = answer.json() if answer.status == 200 else None
-    except ValueError:
-        return None
-    if not isinstance(document, dict) or document.get("result") != "KoboldCpp":
+    document = answer.json_object()
+    if answer.status != 200 or document.get("result") != "KoboldCpp":
         return None
     admin = document.get("admin")
     return Version(
@@ -71,10 +68,10 @@ async def version_of(caller: Caller) -> Version | None:
 async def model_name(caller: Caller) -> str:
     """The text model's name, ``inactive`` without one; empty if it is not told."""
     try:
-        document = (await caller.call("GET", "/api/v1/model", timeout_s=CALL_LIMIT_S)).json()
-    except (OSError, TimeoutError, ValueError):
+        answer = await caller.call("GET", "/api/v1/model", timeout_s=CALL_LIMIT_S)
+    except (OSError, TimeoutError):
         return ""
-    name = document.get("result") if isinstance(document, dict) else None
+    name = answer.json_object().get("result")
     return name if isinstance(name, str) else ""
 
 
@@ -148,11 +145,7 @@ class Administration:
             body=json.dumps({"filename": target}).encode(),
             timeout_s=CALL_LIMIT_S,
         )
-        try:
-            document = answer.json() if answer.status == 200 else None
-        except ValueError:
-            document = None
-        accepted = isinstance(document, dict) and document.get("success") is True
+        accepted = answer.status == 200 and answer.json_object().get("success") is True
         if not accepted:
             _log.warning("%s: refused to %s (status %d)", self._instance, target, answer.status)
         return accepted

@@ -185,16 +185,16 @@ class KvCache:
             return None
         if self._is_refused(answer):
             return None
-        document = answer.json() if answer.status == 200 else None
-        if not isinstance(document, dict) or not isinstance(document.get("n_saved"), int):
+        saved = answer.json_object().get("n_saved") if answer.status == 200 else None
+        if not isinstance(saved, int):
             _log.warning("slot %d could not be saved: %s", number, _reason(answer))
             return None
-        if document["n_saved"] <= 0:
+        if saved <= 0:
             return None  # an empty save succeeds too; it must not take the place of a good file
         path = self._directory / file
         try:
             path.chmod(0o600)
-            return SavedSlot(number, file, document["n_saved"], path.stat().st_size)
+            return SavedSlot(number, file, saved, path.stat().st_size)
         except OSError as error:
             _log.warning("slot %d was not saved where we look for it: %s", number, error)
             return None
@@ -284,10 +284,5 @@ def _tokens(slot: dict[str, object]) -> int:
 
 
 def _reason(answer: Response) -> str:
-    try:
-        document = answer.json()
-        if isinstance(document, dict) and isinstance(document.get("error"), dict):
-            return f"{answer.status} {document['error'].get('message')}"
-    except ValueError:
-        pass
-    return f"status {answer.status}"
+    error = answer.json_object().get("error")
+    return f"{answer.status} {error.get('message')}" if isinstance(error, dict) else f"status {answer.status}"

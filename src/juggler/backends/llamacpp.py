@@ -87,7 +87,7 @@ class LlamaCppBackend(Backend):
             TrafficRule("DELETE */v1/stream", TrafficClass.LIGHT),
             TrafficRule("GET */slots", TrafficClass.LIGHT, volatile=True),
             TrafficRule("GET */metrics", TrafficClass.LIGHT, volatile=True),
-            TrafficRule("GET /", TrafficClass.START),
+            TrafficRule("GET */", TrafficClass.START),
         ]
     )
     has_ui = True
@@ -188,15 +188,11 @@ class LlamaCppBackend(Backend):
             return ProbeResult.NOT_YET
         if answer.status == 401:
             return ProbeResult.READY
-        try:
-            document = answer.json()
-        except ValueError:
-            document = None
-        if isinstance(document, dict):
-            if answer.status == 200 and document.get("status") == "ok":
-                return ProbeResult.READY
-            if answer.status == 503 and "error" in document:
-                return ProbeResult.NOT_YET
+        document = answer.json_object()
+        if answer.status == 200 and document.get("status") == "ok":
+            return ProbeResult.READY
+        if answer.status == 503 and "error" in document:
+            return ProbeResult.NOT_YET
         return ProbeResult.WRONG_SERVER if answer.status < 500 else ProbeResult.NOT_YET
 
     async def identify(self, caller: Caller) -> str | None:
@@ -204,13 +200,10 @@ class LlamaCppBackend(Backend):
         answer = await self.call(caller, "GET", "/props")
         if answer.status == 401:
             return "llama.cpp (it wants an API key)" if "Invalid API Key" in answer.body.decode("latin-1") else None
-        try:
-            document = answer.json()
-        except ValueError:
-            return None
-        if answer.status == 503 and isinstance(document, dict) and "Loading model" in str(document.get("error")):
+        document = answer.json_object()
+        if answer.status == 503 and "Loading model" in str(document.get("error")):
             return "llama.cpp (it loads its model)"
-        build = document.get("build_info") if isinstance(document, dict) else None
+        build = document.get("build_info")
         return f"llama.cpp {build}" if build else None
 
     async def busy(self, caller: Caller) -> bool:
@@ -234,13 +227,15 @@ class LlamaCppBackend(Backend):
         """Whether the server sleeps. Looking at its slots would wake it (backends.md 2.3)."""
         if not self._sleeps:
             return False
-        properties = (await self.call(caller, "GET", "/props")).json()
-        return isinstance(properties, dict) and bool(properties.get("is_sleeping"))
+        return bool((await self.call(caller, "GET", "/props")).json_object().get("is_sleeping"))
 
     async def slots(self, caller: Caller) -> list[dict[str, object]]:
-        """``GET /slots``; empty if the server has the route switched off."""
+        """``GET /slots``; empty if the server has the route switched off, or answers with anything else."""
         answer = await self.call(caller, "GET", "/slots")
-        document = answer.json() if answer.status == 200 else []
+        try:
+            document = answer.json() if answer.status == 200 else []
+        except ValueError:
+            return []
         return [slot for slot in document if isinstance(slot, dict)] if isinstance(document, list) else []
 
     async def build(self, caller: Caller) -> str:
@@ -249,8 +244,8 @@ class LlamaCppBackend(Backend):
         The digest of the command line knows the model only where it is named there: one that comes by ``-hf`` or
         from llama.cpp's own config file is seen here.
         """
-        properties = (await self.call(caller, "GET", "/props")).json()
-        if not isinstance(properties, dict):
+        properties = (await self.call(caller, "GET", "/props")).json_object()
+        if not properties:
             return ""
         path = Path(self.settings.cwd or ".") / str(properties.get("model_path", ""))
         return f"{properties.get('build_info', '')} {await asyncio.to_thread(identity, path)}"

@@ -210,11 +210,7 @@ class OllamaBackend(Backend):
 
 def _version(answer: Response) -> str | None:
     """What ``/api/version`` says; None if it is not ollama's answer."""
-    try:
-        document = answer.json() if answer.status == 200 else None
-    except ValueError:
-        return None
-    version = document.get("version") if isinstance(document, dict) else None
+    version = answer.json_object().get("version") if answer.status == 200 else None
     return version if isinstance(version, str) else None
 
 
@@ -227,8 +223,4 @@ async def _is_koboldcpp(caller: Caller, version: str) -> bool:
     """
     if version != _KOBOLDCPP_IMITATION:
         return False
-    try:
-        document = (await caller.call("GET", "/api/extra/version")).json()
-    except ValueError:
-        return False
-    return isinstance(document, dict) and document.get("result") == "KoboldCpp"
+    return (await caller.call("GET", "/api/extra/version")).json_object().get("result") == "KoboldCpp"

@@ -195,9 +195,5 @@ class _Unloading:
 
 def _reason(answer: Response) -> str:
     """``error`` of ollama's error answers, shortened."""
-    try:
-        document = answer.json()
-    except ValueError:
-        return ""
-    error = document.get("error") if isinstance(document, dict) else None
+    error = answer.json_object().get("error")
     return f" ({error[:200]})" if isinstance(error, str) else ""

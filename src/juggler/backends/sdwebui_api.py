@@ -56,14 +56,14 @@ class Api:
         ``--api`` does so for ever. A 401 comes from a loaded program whose credentials we do not know.
         """
         answer = await self.call("GET", "/sdapi/v1/memory")
-        document = _object(answer)
+        document = answer.json_object()
         if answer.status == 200:
             return ProbeResult.READY if _is_memory(document) else ProbeResult.WRONG_SERVER
         if answer.status >= 500 or 300 <= answer.status < 400:
             return ProbeResult.NOT_YET
-        if answer.status in (401, 403) and document is None:
+        if answer.status in (401, 403) and not document:
             return ProbeResult.NOT_YET  # somebody in between asks for a password
-        if document is None or "detail" not in document:  # FastAPI's errors have it, with and without A1111's wrapping
+        if "detail" not in document:  # FastAPI's errors have it, with and without A1111's wrapping
             return ProbeResult.WRONG_SERVER
         return ProbeResult.READY if answer.status == 401 else ProbeResult.NOT_YET
 
@@ -80,14 +80,13 @@ class Api:
 
     async def is_koboldcpp(self) -> bool:
         """Whether it is koboldcpp, which imitates parts of this API (backends.md 4.6)."""
-        document = _object(await self.call("GET", "/api/extra/version"))
-        return document is not None and document.get("result") == _IMITATION
+        return (await self.call("GET", "/api/extra/version")).json_object().get("result") == _IMITATION
 
     async def memory(self) -> Memory | None:
         """None if it does not say, or not to us."""
         answer = await self.call("GET", "/sdapi/v1/memory")
-        document = _object(answer)
-        if answer.status != 200 or document is None or not _is_memory(document):
+        document = answer.json_object()
+        if answer.status != 200 or not _is_memory(document):
             return None
         cuda = document["cuda"]
         reserved = cuda.get("reserved") if isinstance(cuda, dict) else None
@@ -97,8 +96,7 @@ class Api:
     async def progress(self) -> Progress | None:
         """None if it does not say, or not to us. Without the parameter it would encode a preview for each call."""
         answer = await self.call("GET", "/sdapi/v1/progress?skip_current_image=true", timeout_s=_CALL_S)
-        document = _object(answer)
-        state = document.get("state") if document is not None and answer.status == 200 else None
+        state = answer.json_object().get("state") if answer.status == 200 else None
         if not isinstance(state, dict):
             return None
         return Progress(
@@ -109,36 +107,24 @@ class Api:
 
     async def waiting(self) -> int:
         """Jobs that wait for their turn, also those which the UI's own queue holds back; 0 without a UI."""
-        pending = _object(await self.call("GET", "/internal/pending-tasks"))
-        queued = _object(await self.call("GET", "/queue/status"))
-        counts = ((pending or {}).get("size"), (queued or {}).get("queue_size"))
+        pending = await self.call("GET", "/internal/pending-tasks")
+        queued = await self.call("GET", "/queue/status")
+        counts = (pending.json_object().get("size"), queued.json_object().get("queue_size"))
         return sum(int(count) for count in counts if isinstance(count, (int, float)))
 
     async def flag(self, name: str) -> bool | None:
         """An option the server runs with, however it came by it; None if it does not say."""
-        flags = _object(await self.call("GET", "/sdapi/v1/cmd-flags"))
-        value = flags.get(name) if flags is not None else None
+        value = (await self.call("GET", "/sdapi/v1/cmd-flags")).json_object().get(name)
         return value if isinstance(value, bool) else None
 
 
 def problem(answer: Response) -> str:
     """What an answer complains about: ``500 (RuntimeError: no kernel image)``."""
-    document = _object(answer)
-    if document is None:
-        return str(answer.status)
+    document = answer.json_object()
     words = [document.get(key) for key in ("error", "errors", "detail")]
     text = ": ".join(str(word)[:300] for word in words if word)
     return f"{answer.status} ({text})" if text else str(answer.status)
 
 
-def _object(answer: Response) -> dict[str, object] | None:
-    """The JSON object of an answer of any status; None if it has none."""
-    try:
-        document = answer.json()
-    except ValueError:
-        return None
-    return document if isinstance(document, dict) else None
-
-
-def _is_memory(document: dict[str, object] | None) -> bool:
-    return document is not None and isinstance(document.get("ram"), dict) and isinstance(document.get("cuda"), dict)
+def _is_memory(document: dict[str, object]) -> bool:
+    return isinstance(document.get("ram"), dict) and isinstance(document.get("cuda"), dict)

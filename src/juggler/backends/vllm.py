@@ -23,7 +23,6 @@ from juggler.backends.base import (
     Capabilities,
     LaunchPlan,
     ProbeResult,
-    Response,
     StopStep,
 )
 from juggler.backends.command_line import find_executable, without_variables
@@ -115,8 +114,8 @@ class VllmBackend(Backend):
     type_name = "vllm"
     traffic = TrafficTable(
         [
-            *(TrafficRule(f"POST /{route}", TrafficClass.BLOCKED) for route in _DEV_ROUTES),
-            TrafficRule("* /server_info", TrafficClass.BLOCKED),
+            *(TrafficRule(f"POST */{route}", TrafficClass.BLOCKED) for route in _DEV_ROUTES),
+            TrafficRule("* */server_info", TrafficClass.BLOCKED),
             TrafficRule("GET /v1/realtime", TrafficClass.WORK),
             TrafficRule("GET /metrics*", TrafficClass.LIGHT, volatile=True),
             TrafficRule("GET /load", TrafficClass.LIGHT, volatile=True),
@@ -134,6 +133,7 @@ class VllmBackend(Backend):
         self._sleep_path = _sleep_path(settings)
         self._level = parse_qs(self._sleep_path.partition("?")[2]).get("level", ["1"])[0]
         self._told_why = False
+        self._sleeps = True
 
     @property
     def default_concurrency(self) -> int:
@@ -141,7 +141,7 @@ class VllmBackend(Backend):
 
     @property
     def capabilities(self) -> Capabilities:
-        sleeps = self.settings.model_unloading
+        sleeps = self.settings.model_unloading and self._sleeps
         return Capabilities(
             can_attach=True,
             unload="sync" if sleeps else "none",
@@ -187,12 +187,19 @@ class VllmBackend(Backend):
         if await self.probe(caller) is ProbeResult.WRONG_SERVER:
             return None
         answer = await caller.call("GET", "/version")
-        document = _document(answer)
-        version = document.get("version") if answer.status == 200 else None
+        version = answer.json_object().get("version") if answer.status == 200 else None
         return f"vLLM {version}" if isinstance(version, str) else None
+
+    async def examine(self, caller: Caller) -> None:
+        """Whether this server has the routes to sleep, which one started by hand mostly lacks."""
+        self._sleeps = await self._is_sleeping(caller) is not None
 
     async def after_start(self, caller: Caller) -> None:
         """An attached server may have been left asleep: requests to it would wait for ever."""
+        if self.attached:
+            await self.examine(caller)
+            if not self._sleeps and self.settings.model_unloading:
+                self._say_why()
         if self.attached and await self._is_sleeping(caller):
             _log.info("%s: the attached server sleeps; it is woken", self.settings.instance)
             await self.wake(caller)
@@ -262,7 +269,7 @@ class VllmBackend(Backend):
     async def _is_sleeping(self, caller: Caller) -> bool | None:
         """None where the server has no such route."""
         answer = await caller.call("GET", "/is_sleeping")
-        value = _document(answer).get("is_sleeping") if answer.status == 200 else None
+        value = answer.json_object().get("is_sleeping") if answer.status == 200 else None
         return value if isinstance(value, bool) else None
 
     def _say_why(self) -> None:
@@ -285,23 +292,19 @@ def _sleep_path(settings: BackendSettings) -> str:
     Versions without ``mode`` ignore it.
     """
     if settings.unload is not None and settings.unload.path.partition("?")[0] == "/sleep":
-        return settings.unload.path
+        query = settings.unload.path.partition("?")[2]
+        return "/sleep?" + "&".join([*filter(None, [query]), *([] if "mode=" in query else ["mode=wait"])])
     return "/sleep?level=1&mode=wait"
 
 
 def _with_command(parameters: Sequence[str], binary: str) -> list[str]:
-    """``serve`` in front, unless it is there or a Python runs a module."""
-    if list(parameters[:1]) == ["serve"] or Path(binary).name.startswith("python"):
-        return list(parameters)
-    return ["serve", *parameters]
-
-
-def _document(answer: Response) -> dict[str, object]:
-    try:
-        document = answer.json()
-    except ValueError:
-        return {}
-    return document if isinstance(document, dict) else {}
+    """``serve`` in front, wherever ``default_parameters`` pushed it; not where a Python runs a module."""
+    words = list(parameters)
+    if Path(binary).name.startswith("python"):
+        return words
+    if "serve" in words:
+        words.remove("serve")
+    return ["serve", *words]
 
 
 def _number(text: str) -> float:

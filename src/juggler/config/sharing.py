@@ -8,15 +8,15 @@ from juggler.config.problems import PathParts, Problem
 from juggler.config.schema import Config, EndpointModel, backend_type
 from juggler.config.tree import quoted
 
-_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-_ANY = frozenset({"0.0.0.0", "::"})
+_HERE = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0", "::"})
+"""Who connects to one of these, an address to listen on everywhere included, reaches this machine."""
 
 
 def attach_key(url: str) -> tuple[str, int]:
-    """What all URLs of one server have in common, as (host, port); every loopback name is 127.0.0.1."""
+    """What all URLs of one server have in common, as (host, port); every name of this machine itself is 127.0.0.1."""
     parts = urlsplit(url)
     host = (parts.hostname or "").lower()
-    return ("127.0.0.1" if host in _LOOPBACK else host, parts.port or 80)
+    return ("127.0.0.1" if host in _HERE else host, parts.port or 80)
 
 
 def instance_key(config: Config, endpoint: EndpointModel) -> object:
@@ -50,16 +50,24 @@ def _targets(loaded: LoadedConfig) -> Iterator[Problem]:
         if other_kind != kind:
             message = f"{quoted(other)} already attaches to this server, as {other_kind}: it cannot be {kind} as well"
             yield loaded.problem("error", path, message, code="attach-twice")
-        for server in loaded.config.servers:
-            here = key[0] == "127.0.0.1" and server.host.lower() in _LOOPBACK | _ANY
-            if server.port == key[1] and (here or server.host.lower() == key[0]):
-                message = f"this is the juggler's own server {quoted(server.name)}: its requests would come back to it"
+        own = [(f"server {quoted(server.name)}", server.host, server.port) for server in loaded.config.servers]
+        if control := loaded.config.control:
+            own.append(("control address", control.host, control.port))
+        for what, host, port in own:
+            here = key[0] == "127.0.0.1" and host.lower() in _HERE
+            if port == key[1] and (here or host.lower() == key[0]):
+                message = f"this is the juggler's own {what}: its requests would come back to it"
                 hint = "move the server here to another port, and let its clients use that one"
                 yield loaded.problem("error", path, message, hint=hint, code="attach-to-self")
-        if not backend.model_unloading and backend.binary is None:
+        unloads = backend.model_unloading and (kind != "command" or backend.unload is not None)
+        if not unloads and backend.binary is None:
             message = "an attached server is never stopped, so without unloading its memory is never freed for others"
-            path = ("backends", name, "model_unloading")
-            yield loaded.problem("warning", path, message, code="never-unloaded", at_key=True)
+            if backend.model_unloading:
+                hint = "if the program has a call that frees it, set `unload`"
+                yield loaded.problem("warning", path, message, hint=hint, code="never-unloaded", at_key=True)
+            else:
+                path = ("backends", name, "model_unloading")
+                yield loaded.problem("warning", path, message, code="never-unloaded", at_key=True)
 
 
 def _first_counts(loaded: LoadedConfig) -> Iterator[Problem]:

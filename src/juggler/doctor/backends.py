@@ -206,6 +206,12 @@ async def _files(settings: BackendSettings) -> list[Finding]:
         return [warning(f"{settings.endpoint_name}: {why}", "is a network mount dead?")]
 
 
+_UNLOADS_WITH = {
+    "vllm": "start it with --enable-sleep-mode and VLLM_SERVER_DEV_MODE=1",
+    "koboldcpp": "start it with --admin and --admindir (and `unload` needs its --adminpassword in `parameters`)",
+}
+
+
 async def _target(settings: BackendSettings) -> list[Finding]:
     """Whether the server to attach to is there, and the program it should be."""
     url = settings.attach_to or ""
@@ -218,7 +224,23 @@ async def _target(settings: BackendSettings) -> list[Finding]:
     backend.attached = True
     caller = HttpCaller(address)
     identity = await who_answers(caller, backend)
-    return [_about_target(url, settings, identity, await _probe(backend, caller))]
+    probe = await _probe(backend, caller)
+    findings = [_about_target(url, settings, identity, probe)]
+    if probe is ProbeResult.READY and settings.model_unloading and settings.type != "command":
+        findings += await _unloading(backend, caller)
+    return findings
+
+
+async def _unloading(backend: Backend, caller: HttpCaller) -> list[Finding]:
+    """A warning where an attached server lacks what its memory is freed by, as one started by hand may."""
+    try:
+        async with asyncio.timeout(PROBE_LIMIT_S):
+            await backend.examine(caller)
+    except (OSError, ValueError, JugglerError):  # TimeoutError is an OSError
+        return []
+    if backend.capabilities.unload != "none":
+        return []
+    return [warning("it runs without what lets the juggler free its memory", _UNLOADS_WITH.get(backend.type_name))]
 
 
 async def _probe(backend: Backend, caller: HttpCaller) -> ProbeResult:

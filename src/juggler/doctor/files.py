@@ -39,6 +39,14 @@ _DIRECTORY_OPTIONS = frozenset(
         *("--base-directory", "--input-directory", "--admindir", "--text-encoder-dir"),
     }
 )
+_NAME_OPTIONS = frozenset(
+    {
+        *("-hff", "--hf-file", "-hffv", "--hf-file-v", "-hf", "-hfr", "--hf-repo", "-a", "--alias"),
+        *("--served-model-name", "--hf-overrides"),
+    }
+)
+"""Their values may look like files, but name something elsewhere."""
+
 _MODEL_SUFFIXES = (".gguf", ".ggml", ".safetensors", ".ckpt", ".kcpps", ".kcppt")
 _PATH_LIKE = re.compile(r"(/|~|\.{1,2}/)|.*\.(gguf|ggml|safetensors|ckpt|kcpps|kcppt|bin|pth?|json|jinja2?|ya?ml)\Z")
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
@@ -90,7 +98,8 @@ def named_files(arguments: Sequence[str]) -> list[NamedFile]:
             text = word
         directory = option in _DIRECTORY_OPTIONS
         expected = (option in _FILE_OPTIONS or directory) and bool(_PATH_LIKE.match(text))
-        if (expected or text.lower().endswith(_MODEL_SUFFIXES)) and not _URL.match(text):
+        looks = text.lower().endswith(_MODEL_SUFFIXES) and option not in _NAME_OPTIONS
+        if (expected or looks) and not _URL.match(text):
             found.setdefault((text, directory), NamedFile(text, option or "the command line", directory))
         if equals:
             option = ""

@@ -29,7 +29,7 @@ _PERIODS = {"gemma2": 2, "gemma3": 6, "gemma3n": 5, "cohere2": 4, "gpt-oss": 2, 
 def kv_bytes(model: Model, context: int) -> int:
     """Keys and values of ``context`` tokens at 16 bits, for all layers."""
     head = model.head
-    layers = head.number("block_count") or 0
+    layers = head.layers
     heads = head.number("attention.head_count") or 1
     width = (head.number("embedding_length") or 0) // max(heads, 1)
     per_token = (head.number("attention.key_length") or width) + (head.number("attention.value_length") or width)
@@ -70,7 +70,7 @@ def footprint_bytes(model: Model, context: int) -> int:
 
 def layers_that_fit(model: Model, context: int, budget_bytes: int) -> int:
     """How many layers (the output counts as one) fit into ``budget_bytes``, with everything else they need."""
-    layers = (model.head.number("block_count") or 0) + 1
+    layers = model.head.layers + 1
     each = (model.size_bytes + kv_bytes(model, context)) / layers
     return max(0, min(layers, int((budget_bytes - fixed_bytes(model)) / each)))
 
@@ -78,7 +78,7 @@ def layers_that_fit(model: Model, context: int, budget_bytes: int) -> int:
 def partial_bytes(model: Model, context: int, layers: int) -> tuple[int, int]:
     """Bytes on the GPU and in main memory with ``layers`` layers on the GPU."""
     whole = model.size_bytes + kv_bytes(model, context)
-    share = whole * layers // ((model.head.number("block_count") or 0) + 1)
+    share = whole * layers // (model.head.layers + 1)
     return share + fixed_bytes(model), whole - share
 
 

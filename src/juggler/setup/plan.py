@@ -3,7 +3,8 @@
 Each decision carries its reason, which becomes a comment.
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Container, Iterator
 
 from juggler.setup.facts import CONTROL_PORT, Facts
 from juggler.setup.language import language_models
@@ -22,6 +23,9 @@ from juggler.setup.servers import Seen
 
 _OWN_PORT = {"sdwebui": "Stable Diffusion", "comfyui": "ComfyUI", "ollama": "Ollama", "vllm": "vLLM"}
 """Types whose pages and clients expect to be at the root of a port (clients.md section 4.1), and their names."""
+
+_TITLE_CHARS_MAX = 100
+"""Of a server's name, which holds a folder's name where there are several; names have room for 200."""
 
 
 def make_plan(facts: Facts) -> Plan:
@@ -77,11 +81,18 @@ def _started(name: str, program: Program) -> PlannedBackend:
 
 def _add(facts: Facts, plan: Plan, title: str, backend: PlannedBackend, ports: Iterator[int]) -> None:
     plan.backends.append(backend)
+    title = _unique(title[:_TITLE_CHARS_MAX], {server.name for server in plan.servers})
     comments = ["Its pages and clients expect it at the root of a port, so it has one of its own."]
     if Budget(facts).gpus:
         comments.append('Without "memory" it is given the whole first GPU: declare it once you know what it takes.')
     endpoint = PlannedEndpoint(title, backend.name)
     plan.servers.append(PlannedServer(title, next(ports), (endpoint,), tuple(comments)))
+
+
+def _unique(title: str, taken: Container[str]) -> str:
+    """With a number behind it where two checkouts' folders have one name."""
+    numbered = (f"{title} {number}" for number in itertools.count(2))
+    return next(one for one in itertools.chain([title], numbered) if one not in taken)
 
 
 def _demo(plan: Plan, ports: Iterator[int]) -> None:
@@ -98,9 +109,10 @@ def _remarks(facts: Facts) -> list[str]:
             who = f" by {seen.holder}" if seen.holder is not None else ""
             remarks.append(f"port {seen.port} is taken{who}; what answers there does not say that it is {seen.usual}")
         elif seen.identity.type in ("llamacpp", "koboldcpp"):
+            unless = ", unless it has `--admin`" if seen.identity.type == "koboldcpp" else ""
             remarks.append(
-                f"{seen.identity.text} runs on port {seen.port}. The juggler cannot free its memory: end it, and let "
-                "the juggler start it when a request needs it"
+                f"{seen.identity.text} runs on port {seen.port}. The juggler cannot free its memory{unless}: end it, "
+                "and let the juggler start it when a request needs it"
             )
     if facts.program("vllm") is not None and facts.server("vllm") is None:
         remarks.append("vLLM is installed, but it needs to know its model: see the example in the file")

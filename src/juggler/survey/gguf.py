@@ -17,6 +17,9 @@ HEAD_BYTES_MAX = 64 * MIB
 ARRAY_ITEMS_KEPT = 1024
 KEYS_MAX = 4096
 TENSORS_MAX = 65_536
+LAYERS_MAX = 1024
+NUMBER_MAX = 2**31
+"""Of what is counted: contexts reach tens of millions, everything else is smaller."""
 _STRING_BYTES_KEPT = 4096
 _FIRST_READ_BYTES = 2 * MIB
 
@@ -64,16 +67,27 @@ class GgufHead:
 
     def number(self, key: str) -> int | None:
         """A whole number by its key without the architecture: ``block_count``."""
-        value = self.values.get(f"{self.architecture}.{key}")
-        return int(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+        return _whole(self.values.get(f"{self.architecture}.{key}"))
+
+    @property
+    def layers(self) -> int:
+        """0 if the file does not tell, and never more than any model has."""
+        return min(self.number("block_count") or 0, LAYERS_MAX)
 
     def per_layer(self, key: str, layers: int, default: int) -> list[int]:
         """A number for each layer, where the file gives one for all or a list."""
         value = self.values.get(f"{self.architecture}.{key}")
         if isinstance(value, tuple) and len(value) >= layers:
-            return [int(one) for one in value[:layers]]
+            return [_whole(one) or 0 for one in value[:layers]]
         number = self.number(key)
         return [default if number is None else number] * layers
+
+
+def _whole(value: object) -> int | None:
+    """A number from an untrusted file, if it is one that a size or a count can be."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= NUMBER_MAX:
+        return None
+    return int(value)
 
 
 def read_head(path: Path) -> GgufHead:

@@ -25,11 +25,11 @@ async def running_juggler(host: str, port: int) -> RunningJuggler | None:
     """The juggler whose control address this is; None if none answers there."""
     caller = HttpCaller(Address(_CONNECTABLE.get(host.lower(), host), port))
     try:
-        document = (await caller.call("GET", "/api/status", timeout_s=STATUS_LIMIT_S)).json()
-    except (OSError, ValueError):  # TimeoutError is an OSError
+        document = (await caller.call("GET", "/api/status", timeout_s=STATUS_LIMIT_S)).json_object()
+    except OSError:  # TimeoutError is one
         return None
-    instances = document.get("instances") if isinstance(document, dict) else None
-    if not isinstance(document, dict) or not isinstance(instances, list) or "version" not in document:
+    instances = document.get("instances")
+    if not isinstance(instances, list) or "version" not in document:
         return None
     names = [one.get("endpoints") for one in instances if isinstance(one, dict)]
     endpoints = frozenset(str(name) for group in names if isinstance(group, list) for name in group)

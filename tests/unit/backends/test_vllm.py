@@ -31,6 +31,8 @@ def test_the_command(tmp_path: Path) -> None:
 
 def test_serve_is_added_only_where_it_lacks(tmp_path: Path) -> None:
     assert planned(tmp_path, "serve", "m").argv[1:3] == ("serve", "m")
+    pushed = planned(tmp_path, "--max-model-len", "8192", "serve", "m")  # by `default_parameters`
+    assert pushed.argv[1:5] == ("serve", "--max-model-len", "8192", "m")
     module = planned(tmp_path, "-m", "vllm.entrypoints.openai.api_server", "--model", "m", name="python3")
     assert module.argv[1:3] == ("-m", "vllm.entrypoints.openai.api_server")
 
@@ -100,10 +102,11 @@ async def test_a_sleep_that_takes_too_long_is_taken_back() -> None:
 async def test_level_two_comes_back_in_three_steps() -> None:
     """Room for the weights, the weights, room for the cache."""
     deep = VllmBackend(settings("vllm", unload=HttpCall("POST", "/sleep?level=2")))
+    order = "POST /sleep?level=2&mode=wait"
     done = answer(200, text="")
     caller = FakeCaller(
         {
-            "POST /sleep?level=2": done, "POST /wake_up?tags=weights": done, "POST /collective_rpc": done,
+            order: done, "POST /wake_up?tags=weights": done, "POST /collective_rpc": done,
             "POST /wake_up?tags=kv_cache": done, "GET /is_sleeping": ASLEEP,
         }
     )  # fmt: skip
@@ -127,13 +130,25 @@ async def test_a_wake_that_is_refused_or_without_effect(monkeypatch: pytest.Monk
 async def test_an_attached_server_that_sleeps_is_woken() -> None:
     """Only an attached one: ours has just started."""
     backend = VllmBackend(settings("vllm", attach_to="http://x"))
-    states = iter([ASLEEP, AWAKE])
+    states = iter([ASLEEP, ASLEEP, AWAKE])
     caller = FakeCaller({"GET /is_sleeping": lambda _body: next(states), "POST /wake_up": answer(200, text="")})
     await backend.after_start(caller)
     assert caller.calls == []
     backend.attached = True
     await backend.after_start(caller)
     assert "POST /wake_up" in caller.calls
+
+
+async def test_an_attached_server_without_the_routes_cannot_be_unloaded(caplog: pytest.LogCaptureFixture) -> None:
+    """One started by hand mostly has no sleep mode: what cannot be freed is known before somebody waits for it."""
+    backend = VllmBackend(settings("vllm", attach_to="http://x"))
+    backend.attached = True
+    assert backend.capabilities.unload == "sync"
+    await backend.after_start(FakeCaller({"GET /is_sleeping": answer(404, {})}))
+    assert (backend.capabilities.unload, backend.capabilities.reload) == ("none", "start")
+    assert "--enable-sleep-mode" in caplog.text
+    await backend.after_start(FakeCaller({"GET /is_sleeping": AWAKE}))
+    assert backend.capabilities.unload == "sync"
 
 
 @pytest.mark.parametrize(
@@ -165,6 +180,7 @@ async def test_busy_without_metrics() -> None:
         (b"POST", b"/update_weights", TrafficClass.BLOCKED),
         (b"POST", b"//sl%65ep", TrafficClass.BLOCKED),
         (b"GET", b"/server_info", TrafficClass.BLOCKED),
+        (b"POST", b"/llm/sleep", TrafficClass.BLOCKED),  # with --root-path, which may be taken off or left on
         (b"GET", b"/v1/models", TrafficClass.LIGHT),
         (b"GET", b"/v1/realtime", TrafficClass.WORK),
         (b"GET", b"/metrics", TrafficClass.LIGHT),

@@ -60,6 +60,9 @@ def test_memory_that_is_never_freed_is_told() -> None:
     backend = {"type": "comfyui", "attach_to": URL, "model_unloading": False}
     assert codes({"a": backend}, {"backend": "a"}) == ["never-unloaded"]
     assert codes({"a": {**backend, "binary": "/x"}}, {"backend": "a"}) == []
+    plain = {"type": "command", "attach_to": URL}
+    assert codes({"a": plain}, {"backend": "a"}) == ["never-unloaded"]
+    assert codes({"a": {**plain, "unload": "POST /unload"}}, {"backend": "a"}) == []
 
 
 def test_only_the_first_endpoints_settings_count_for_a_start() -> None:

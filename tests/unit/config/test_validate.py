@@ -66,7 +66,7 @@ URL = "http://localhost:7860"
         ("comfyui", "missing-key", "", "", ""),
         ("ollama", "missing-key", "", "", ""),
         ("vllm", "missing-key", "", "", ""),
-        ("command", "missing-key", "", "", ""),
+        ("command", "missing-key", "", "never-unloaded", ""),
         ("demo", "", "no-effect", "attach-refused", "attach-refused no-effect"),
     ],
 )
