@@ -109,7 +109,7 @@ def _comments(one: Placed, prefix: str) -> list[str]:
         parts.append("It makes embeddings.")
     comments = [" ".join(parts)]
     if one.layers is not None:
-        all_layers = (model.head.number("block_count") or 0) + 1
+        all_layers = model.head.layers + 1
         comments.append(f"Too large for the GPU: {one.layers} of {all_layers} layers go there, the rest is slow.")
     elif sum(name.startswith("gpu") for name in one.memory) > 1:
         comments.append("It fits on no GPU alone and is spread over all of them.")

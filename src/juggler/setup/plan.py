@@ -65,6 +65,10 @@ def _attached(kind: str, seen: Seen, own: Program | None) -> PlannedBackend:
     text = seen.identity.text if seen.identity is not None else kind
     comments = [f"{text} answers on port {seen.port}. The juggler uses it, frees its memory, and never ends it."]
     values: BackendValues = {"attach_to": seen.url}
+    if kind == "vllm":
+        comments.append(
+            "Freeing needs --enable-sleep-mode and VLLM_SERVER_DEV_MODE=1 at its start: see juggler doctor."
+        )
     if own is not None:
         comments.append("While it does not run, the juggler starts this installation instead.")
         values |= program_values(own)

@@ -28,6 +28,7 @@ def codes(backends: dict[str, Any], *endpoints: dict[str, Any], port: int = 9000
     [
         (URL, ("127.0.0.1", 11434)),
         ("http://[::1]:5", ("127.0.0.1", 5)),
+        ("http://0.0.0.0:5", ("127.0.0.1", 5)),
         ("http://GPUbox/", ("gpubox", 80)),
     ],
 )
@@ -47,13 +48,15 @@ def test_one_server_is_one_program() -> None:
         ("http://localhost:9000", "127.0.0.1", True),
         ("http://127.0.0.1:9000", "0.0.0.0", True),
         ("http://10.0.0.1:9000", "10.0.0.1", True),
+        ("http://0.0.0.0:9000", "127.0.0.1", True),
+        ("http://localhost:8020", "127.0.0.1", True),  # the control address
         ("http://10.0.0.2:9000", "10.0.0.1", False),
         ("http://localhost:9001", "127.0.0.1", False),
     ],
 )
 def test_the_juggler_does_not_attach_to_itself(url: str, host: str, wrong: bool) -> None:
     found = codes({"a": {"type": "ollama", "attach_to": url}}, {"backend": "a"}, host=host)
-    assert any("own server" in text for text in found) is wrong
+    assert any("the juggler's own" in text for text in found) is wrong
 
 
 def test_memory_that_is_never_freed_is_told() -> None:

@@ -220,6 +220,15 @@ def test_targets_of_another_program() -> None:
     assert finding.grade in (Grade.PROBLEM, Grade.WARNING)
 
 
+@pytest.mark.parametrize(("sleeping", "grades"), [("", ["ok", "warning"]), ('{"is_sleeping":false}', ["ok"])])
+def test_a_vllm_that_was_started_by_hand(sleeping: str, grades: list[str]) -> None:
+    """Without its development routes it holds its memory for ever."""
+    answers = {"/health": "", "/version": '{"version":"0.15.0"}', **({"/is_sleeping": sleeping} if sleeping else {})}
+    found = asyncio.run(attach(answers, "vllm"))
+    assert [finding.grade.value for finding in found] == grades
+    assert sleeping or "--enable-sleep-mode" in (found[-1].hint or "")
+
+
 def test_targets_of_type_command() -> None:
     """Any server will do, if it is ready."""
     (finding,) = asyncio.run(attach({"/": "hello"}, "command"))

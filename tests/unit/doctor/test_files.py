@@ -40,6 +40,8 @@ def test_words_that_name_files() -> None:
     assert (
         named_files(["--log-file", "/new.log", "--api-prefix", "/v1", "--slot-save-path", "/s", "--alias", "x"]) == []
     )
+    named_elsewhere = ["-hfr", "org/name", "-hff", "x.gguf", "--alias", "y.gguf", "--served-model-name=z.gguf"]
+    assert named_files(named_elsewhere) == []
     assert named_files(["--lora-dir", "/loras"])[0].directory
 
 

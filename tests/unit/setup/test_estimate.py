@@ -74,6 +74,19 @@ def test_parts() -> None:
     assert on_gpu + in_ram == whole
 
 
+@pytest.mark.parametrize("number", [2**63, -1, float("inf"), float("nan"), 1e300, True])
+def test_heads_that_say_nonsense(number: float) -> None:
+    """They come from files in a folder of downloads: one of them must not stop a first configuration."""
+    keys = ("block_count", "context_length", "attention.head_count_kv", "attention.key_length", "embedding_length")
+    for key in keys:
+        odd = model("m", **{key: number})
+        assert 0 < trained_context(odd) <= 2**31
+        assert footprint_bytes(odd, 4096) > 0
+        assert layers_that_fit(odd, 4096, 8 * GIB) >= 0
+    lists: dict[str, Any] = {"attention.head_count_kv": (number,) * 32}
+    assert kv_bytes(model("m", **lists), 4096) >= 0
+
+
 def test_heads_that_say_little() -> None:
     """A file without any number still has its size."""
     bare = model("m", 1, block_count=0, context_length=0, embedding_length=0)

@@ -176,6 +176,15 @@ def test_web_uis_have_their_own_ports() -> None:
     assert (comfyui.binary, comfyui.default_parameters, comfyui.cwd) == (COMFYUI.path, ["main.py"], "/home/u/ComfyUI")
 
 
+def test_two_checkouts_of_one_name() -> None:
+    """Beside each other in different folders: their servers need names of their own, and long ones fit."""
+    folders = [Path("/home/u/ComfyUI"), Path("/home/u/AI/ComfyUI"), Path("/home/u") / ("x" * 250)]
+    found = facts(programs=[replace(COMFYUI, folder=folder) for folder in folders])
+    names = [server["name"] for server in config(found)["servers"]]
+    assert names[:2] == ["ComfyUI (ComfyUI)", "ComfyUI (ComfyUI) 2"]
+    assert len(names) == 3
+
+
 def test_servers_that_run() -> None:
     """Attached to; while a web UI does not run, the one installation there is can be started instead."""
     running = (seen(7861, "sdwebui"), seen(8188, "comfyui"), seen(11434, "ollama", "ollama 0.33"), seen(8000, "vllm"))
