@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.e2e.support import Answer, Juggler, eventually, running
 from tests.real.engine_process import needs_engine
 from tests.real.test_two_llamas import servers_alive, two_llamas

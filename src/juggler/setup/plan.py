@@ -67,7 +67,7 @@ def _attached(kind: str, seen: Seen, own: Program | None) -> PlannedBackend:
     values: BackendValues = {"attach_to": seen.url}
     if kind == "vllm":
         comments.append(
-            "Freeing needs --enable-sleep-mode and VLLM_SERVER_DEV_MODE=1 at its start: see juggler doctor."
+            "That needs --enable-sleep-mode and VLLM_SERVER_DEV_MODE=1: `juggler doctor` says if it has them."
         )
     if own is not None:
         comments.append("While it does not run, the juggler starts this installation instead.")

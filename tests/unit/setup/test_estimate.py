@@ -79,7 +79,8 @@ def test_heads_that_say_nonsense(number: float) -> None:
     """They come from files in a folder of downloads: one of them must not stop a first configuration."""
     keys = ("block_count", "context_length", "attention.head_count_kv", "attention.key_length", "embedding_length")
     for key in keys:
-        odd = model("m", **{key: number})
+        shape: dict[str, Any] = {key: number}
+        odd = model("m", **shape)
         assert 0 < trained_context(odd) <= 2**31
         assert footprint_bytes(odd, 4096) > 0
         assert layers_that_fit(odd, 4096, 8 * GIB) >= 0

@@ -179,7 +179,7 @@ def test_web_uis_have_their_own_ports() -> None:
 def test_two_checkouts_of_one_name() -> None:
     """Beside each other in different folders: their servers need names of their own, and long ones fit."""
     folders = [Path("/home/u/ComfyUI"), Path("/home/u/AI/ComfyUI"), Path("/home/u") / ("x" * 250)]
-    found = facts(programs=[replace(COMFYUI, folder=folder) for folder in folders])
+    found = facts(programs=tuple(replace(COMFYUI, folder=folder) for folder in folders))
     names = [server["name"] for server in config(found)["servers"]]
     assert names[:2] == ["ComfyUI (ComfyUI)", "ComfyUI (ComfyUI) 2"]
     assert len(names) == 3
