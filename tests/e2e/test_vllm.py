@@ -160,11 +160,17 @@ def test_attached(tmp_path: Path) -> None:
 
 
 def test_attached_without_dev_mode_is_named(tmp_path: Path) -> None:
-    """It cannot be put to sleep: whoever needs its memory is told so."""
+    """It can never be put to sleep: whoever needs the memory it is declared with is told so at once."""
     with somebody_elses(tmp_path, dev_mode=False) as port:
         theirs = {"type": "vllm", "attach_to": f"http://127.0.0.1:{port}"}
-        with running(tmp_path, exclusive(a=theirs, b=web("--name", "b"))) as juggler:
+        config = exclusive(a=theirs, b=web("--name", "b"))
+        config["memory"] = {"pools": {"gpu0": "24 GiB"}}
+        for endpoint in config["servers"][0]["endpoints"]:
+            endpoint["memory"] = {"gpu0": "20 GiB"}
+        with running(tmp_path, config) as juggler:
             assert ask(juggler).status == 200
+            assert "--enable-sleep-mode" in juggler.text()
             answer = juggler.ask("POST", "/b/x")
-            assert (answer.status, answer.json()["error"]["code"]) == (503, "memory_held")
+            assert answer.status == 503
+            assert "attached 'a'" in answer.json()["error"]["message"]
             assert ask(juggler).status == 200
