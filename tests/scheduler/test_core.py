@@ -76,6 +76,29 @@ def test_instances_that_fit_stay_side_by_side_and_only_enough_is_evicted() -> No
     assert script.gone(A) == [c.StartInstance(C, 1)]
 
 
+def test_nobody_goes_for_memory_that_comes_free_anyway() -> None:
+    """A failed start is still being cleared away when the next request needs its place: the loaded one stays."""
+    script = Script(*(InstanceSpec(name, str(name), {GPU: 40}) for name in (A, B, C)), capacity={GPU: 100})
+    script.load(A)
+    script.arrive(B)
+    script.fail(B)
+    assert script.arrive(C) == []
+    assert script.at(A).residency is Residency.READY
+    assert script.gone(B) == [c.StartInstance(C, 1)]
+
+
+def test_memory_on_its_way_is_promised_once() -> None:
+    """Two want the place of one that leaves: the second must take another's."""
+    four = (A, B, C, InstanceId("d"))
+    script = Script(*(InstanceSpec(name, str(name), {GPU: 40}) for name in four), capacity={GPU: 100})
+    script.load(A)
+    script.arrive(B)
+    script.fail(B)
+    assert script.arrive(C) == []
+    assert script.arrive(four[3]) == [c.StopInstance(A, 1)]
+    assert script.gone(B) == [c.StartInstance(C, 1)]
+
+
 def test_what_can_never_fit_is_refused_at_once_with_the_numbers() -> None:
     """Larger than the pool, or than what pinned instances leave."""
     specs = [

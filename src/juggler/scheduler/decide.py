@@ -147,6 +147,12 @@ class DecisionPass:
                 state.plans[wanting.id] = Plan(wanting.id, (), self.now)
                 claims = added(claims, wanting.need())
                 continue
+            leaving, missing = self._leaving_anyway(wanting, missing, reserved)
+            reserved.update(gone for gone, _ in leaving)
+            if not missing:
+                state.plans[wanting.id] = Plan(wanting.id, leaving, self.now)
+                claims = added(claims, _part_of(wanting.need(), available))
+                continue
             candidates = self._candidates(wanting, reserved)
             choice = cheapest(missing, candidates)
             if choice is None:
@@ -163,7 +169,24 @@ class DecisionPass:
                 self.note(choice.at)
                 continue
             claims = added(claims, _part_of(wanting.need(), available))
-            self._take(wanting, choice.victims)
+            self._take(wanting, choice.victims, leaving)
+
+    def _leaving_anyway(
+        self, wanting: Instance, missing: dict[PoolId, int], reserved: set[InstanceId]
+    ) -> tuple[tuple[tuple[InstanceId, Mode], ...], dict[PoolId, int]]:
+        """Who is on the way out for reasons of its own and frees some of what is missing; what is missing beyond it.
+
+        A failed start is still being cleared away when the next one is decided on: nobody shall go in its place.
+        """
+        leaving: list[tuple[InstanceId, Mode]] = []
+        for other in self.state.instances.values():
+            if not missing:
+                break
+            freed = self.state.on_its_way(other)
+            if other is not wanting and other.id not in reserved and any(freed.get(pool, 0) for pool in missing):
+                leaving.append((other.id, Mode.UNLOAD if other.residency is Residency.UNLOADING else Mode.STOP))
+                missing = shortage(missing, freed)
+        return tuple(leaving), missing
 
     def _is_blocked(self, instance: Instance) -> bool:
         if not len(instance.queue) or instance.residency not in LOADABLE or instance.id in self.state.plans:
@@ -250,8 +273,13 @@ class DecisionPass:
         owed = self.policy.kappa_class * round_trip - wanting.queue.waited(self.now)
         return self.now + max(0.0, owed / max(wanting.queue.weight(), weight_of(best, self.policy)))
 
-    def _take(self, wanting: Instance, victims: tuple[tuple[InstanceId, Mode], ...]) -> None:
-        """Shut the victims' gates; once all have drained, send them away."""
+    def _take(
+        self,
+        wanting: Instance,
+        victims: tuple[tuple[InstanceId, Mode], ...],
+        going: tuple[tuple[InstanceId, Mode], ...],
+    ) -> None:
+        """Shut the victims' gates; once all have drained, send them away. Others are ``going`` anyway."""
         best = wanting.queue.best_priority() or 0
         all_drained = True
         for victim_id, _ in victims:
@@ -266,7 +294,7 @@ class DecisionPass:
             return
         leaving = [(self.state.instances[victim_id], mode) for victim_id, mode in victims]
         leaving = [(victim, Mode.UNLOAD if victim.attached else mode) for victim, mode in leaving]
-        self.state.plans[wanting.id] = Plan(wanting.id, victims, self.now)
+        self.state.plans[wanting.id] = Plan(wanting.id, (*going, *victims), self.now)
         self.send_away(leaving, target=wanting, cause="request")
 
     def _shut(self, victim: Instance, gate: Gate) -> None:

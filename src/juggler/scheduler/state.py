@@ -199,7 +199,7 @@ class Instance:
 
 @dataclass(slots=True)
 class Plan:
-    """A swap under way: ``victims`` were told to go, ``target`` loads when they are gone."""
+    """A swap under way: ``victims`` were told to go, or go anyway; ``target`` loads when they are gone."""
 
     target: InstanceId
     victims: tuple[tuple[InstanceId, Mode], ...]
@@ -261,6 +261,15 @@ class SchedulerState:
         free = self.ledger.free()
         return any(size and free.get(pool, 0) < 0 for pool, size in instance.footprint.items())
 
+    def on_its_way(self, instance: Instance) -> Amounts:
+        """What comes free when an instance that is told to go has gone."""
+        held = self.ledger.held(instance.id)
+        if instance.residency is Residency.STOPPING:
+            return held
+        if instance.residency is Residency.UNLOADING:
+            return reduced(held, instance.spec.footprint_unloaded)
+        return NOTHING
+
     def claimed(self) -> dict[InstanceId, Amounts]:
         """Free memory that plans under way count on: the target's need, less what its victims still hold."""
         claims: dict[InstanceId, Amounts] = {}
@@ -270,11 +279,6 @@ class SchedulerState:
                 continue
             claim = dict(target.need())
             for victim_id, _ in plan.victims:
-                victim = self.instances[victim_id]
-                held = self.ledger.held(victim_id)
-                if victim.residency is Residency.STOPPING:
-                    claim = reduced(claim, held)
-                elif victim.residency is Residency.UNLOADING:
-                    claim = reduced(claim, reduced(held, victim.spec.footprint_unloaded))
+                claim = reduced(claim, self.on_its_way(self.instances[victim_id]))
             claims[plan.target] = claim
         return claims
