@@ -35,7 +35,7 @@ command line stays as it is, so that an option the build no longer knows ends it
 option and its replacement. llama.cpp cannot free its model and stay, so it is stopped; before that the KV cache
 of every slot is saved, and restored after the next start, unless `kv_cache_saving` of the endpoint is false.
 Files are bound to the exact weights, options and build; `kv_cache.quota` bounds them. A server that you run
-yourself can be fronted with type `command` and `attach_to`.""",
+yourself can be fronted with type `command` and `attach_to`; declare its `memory`, which it never gives back.""",
         '{"llamacpp": {"binary": "/opt/llama.cpp/llama-server", "default_parameters": ["-ngl", "99", "-fa", "on"]}}',
     ),
     "sdwebui": _Section(
