@@ -143,6 +143,12 @@ class ReadyTimeout(StartFailed):
     code = "backend_ready_timeout"
 
 
+class OutOfMemory(StartFailed):
+    """The program ran out of device or main memory while it loaded."""
+
+    code = "backend_out_of_memory"
+
+
 class BackendExited(BackendError):
     """The process ended while it should have served."""
 

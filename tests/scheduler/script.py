@@ -8,7 +8,7 @@ from juggler.scheduler import commands as c
 from juggler.scheduler import events as e
 from juggler.scheduler.core import Scheduler
 from juggler.scheduler.invariants import check
-from juggler.scheduler.ledger import EXCLUSIVE_POOL
+from juggler.scheduler.ledger import EXCLUSIVE_POOL, Amounts
 from juggler.scheduler.policy import Policy
 from juggler.scheduler.state import Instance, InstanceSpec
 
@@ -30,15 +30,20 @@ class Script:
         self.now = 0.0
         self.requests = 0
         self.timer: float | None = None
+        self.placed: dict[InstanceId, Amounts] = {}
+        """Where each instance was placed by its last start."""
 
     def post(self, event: e.Event) -> list[c.Command]:
-        """Handle one event; timers and records are kept out of the result."""
+        """Handle one event; timers, records and read-aheads are kept out of the result."""
         out = self.scheduler.handle(event)
         check(self.scheduler.state)
         for command in out:
             if isinstance(command, c.SetTimer):
                 self.timer = command.at
-        return [command for command in out if not isinstance(command, c.SetTimer | c.Record)]
+            elif isinstance(command, c.StartInstance):
+                self.placed[command.instance] = command.placed
+        shown = (command for command in out if not isinstance(command, c.SetTimer | c.Record | c.ReadAhead))
+        return [_without_amounts(command) for command in shown]
 
     def arrive(self, name: InstanceId, kind: e.Kind = e.Kind.WORK, **more: object) -> list[c.Command]:
         self.requests += 1
@@ -81,6 +86,15 @@ class Script:
 
     def at(self, name: InstanceId) -> Instance:
         return self.scheduler.state.instances[name]
+
+
+def _without_amounts(command: c.Command) -> c.Command:
+    """Starts and wakes as most scripts compare them."""
+    if isinstance(command, c.StartInstance):
+        return c.StartInstance(command.instance, command.generation)
+    if isinstance(command, c.WakeInstance):
+        return c.WakeInstance(command.instance, command.generation)
+    return command
 
 
 def kinds(commands: Sequence[c.Command]) -> list[str]:

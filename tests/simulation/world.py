@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from juggler.errors import AttachFailed, BackendExited
 from juggler.errors import StartFailed as StartFailedError
@@ -78,6 +79,8 @@ class World:
         self._ids = itertools.count(1)
         self._timer: float | None = None
         self.shut_down = False
+        self.foreign: dict[PoolId, int] = {}
+        """What other programs really hold."""
         self.on_forward: Callable[[RequestId], None] = lambda request: None
         self.on_answer: Callable[[RequestId], None] = lambda request: None
 
@@ -111,7 +114,7 @@ class World:
 
     # -- what clients and operators do -------------------------------------------------------------------------
 
-    def arrive(self, instance: InstanceId, kind: e.Kind = e.Kind.WORK, priority: int = 0, **more: float) -> RequestId:
+    def arrive(self, instance: InstanceId, kind: e.Kind = e.Kind.WORK, priority: int = 0, **more: Any) -> RequestId:
         request = RequestId(next(self._ids))
         self.requests[request] = Outcome(self.now, instance, kind)
         self.post(e.RequestArrived(self.now, request, instance, kind, priority, **more))
@@ -255,6 +258,18 @@ class World:
         delay = self.random.uniform(*self.nature.stop_s)
         self.loads_seen.pop(command.instance, None)
         self._process_gone(command.instance, command.generation, delay)
+
+    def _do_ReadAhead(self, command: c.ReadAhead) -> None:  # noqa: N802
+        self.counts["read ahead"] += 1
+
+        def read() -> None:
+            self.post(e.FilesSeen(self.now, command.instance, self.random.random(), 20, finished=True))
+
+        self.at(self.random.uniform(*self.nature.load_s), read)
+
+    def _do_MeasurePools(self, command: c.MeasurePools) -> None:  # noqa: N802
+        self.counts["measured"] += 1
+        self.at(self.random.uniform(0.01, 1.0), lambda: self.post(e.PoolsMeasured(self.now, dict(self.foreign), {})))
 
     def _do_ProbeBusy(self, command: c.ProbeBusy) -> None:  # noqa: N802
         busy = self.random.random() < self.nature.busy_chance

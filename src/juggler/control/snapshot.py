@@ -56,7 +56,7 @@ def _instance(
         "held_bytes": {str(pool): size for pool, size in held.items()},
         "idle_s": None if instance.idle_since is None else round(now - instance.idle_since, 1),
         "starts": instance.generation,
-        "load_s": round(instance.estimates.load.value, 3) if instance.estimates.load.samples else None,
+        "load_s": round(instance.load_s(), 3) if instance.estimates.load_samples else None,
         "address": str(address)
         if address is not None and instance.residency.value not in ("stopped", "failed")
         else None,

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from juggler.errors import MemoryHeld
 from juggler.scheduler.admission import failed_recently
-from juggler.scheduler.commands import AttachInstance, Command, Decision, Mode, OrderDone, Record, Reject
+from juggler.scheduler.commands import AttachInstance, Command, Mode, OrderDone, Record, Reject
 from juggler.scheduler.events import AttachMissed, OrderKind, UnloadFailed
 from juggler.scheduler.eviction import Candidate
 from juggler.scheduler.ledger import Amounts, added, shortage
@@ -68,9 +68,7 @@ def on_unload_refused(state: SchedulerState, instance: Instance, event: UnloadFa
         detail = f"it did not free its memory{f': {event.detail}' if event.detail else ''}"
         out.extend(OrderDone(order, detail) for order in instance.order.ids)
         instance.order = None
-    decision = Decision(event.now, None, ((instance.id, Mode.UNLOAD),), "unload refused")
-    state.decisions.append(decision)
-    out.append(Record(decision))
+    out.append(Record(state.decided(event.now, None, ((instance.id, Mode.UNLOAD),), "unload refused")))
 
 
 def holders(

@@ -9,13 +9,12 @@ nobody waits anywhere.
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from juggler.errors import BackendError, BackendStopped, InvalidTransition, QueueTimeout, ShuttingDown
+from juggler.errors import BackendStopped, InvalidTransition, QueueTimeout, ShuttingDown
 from juggler.ids import InstanceId
 from juggler.scheduler.admission import failed_recently, queue_timeout_text, refusal
 from juggler.scheduler.attach import attach, on_attached, on_missed, on_unload_refused
 from juggler.scheduler.commands import (
     Command,
-    Decision,
     FinishShutdown,
     Forward,
     Mode,
@@ -32,20 +31,27 @@ from juggler.scheduler.events import (
     BusyProbed,
     ClientLeft,
     Event,
+    FilesSeen,
+    FirstByte,
+    FootprintMeasured,
     InstanceGone,
     InstanceReady,
     InstanceUnloaded,
     Kind,
     OrderGiven,
     OrderKind,
+    PoolsMeasured,
     ProcessExited,
     RequestArrived,
     RequestEnded,
     ShutdownRequested,
+    StartDeferred,
     StartFailed,
     TimerFired,
     UnloadFailed,
 )
+from juggler.scheduler.failures import note_failure, tries_again
+from juggler.scheduler.foreign import believe
 from juggler.scheduler.ledger import Amounts
 from juggler.scheduler.policy import Policy, weight_of
 from juggler.scheduler.queue import Waiting
@@ -70,7 +76,12 @@ class Scheduler:
         self._handlers: dict[type[Any], Callable[[Any, list[Command]], None]] = {
             RequestArrived: self._on_request_arrived,
             ClientLeft: self._on_client_left,
+            FirstByte: self._on_first_byte,
             RequestEnded: self._on_request_ended,
+            StartDeferred: self._on_start_deferred,
+            PoolsMeasured: self._on_pools_measured,
+            FootprintMeasured: self._on_footprint_measured,
+            FilesSeen: self._on_files_seen,
             InstanceReady: self._on_instance_ready,
             AttachOffered: self._on_attach_offered,
             AttachMissed: self._on_attach_missed,
@@ -123,6 +134,7 @@ class Scheduler:
             due_at=now + event.max_wait_s,
             timeout_at=now + event.timeout_s,
             weight=weight_of(event.priority, state.policy),
+            client=event.client,
         )
         state.requests[waiting.id] = waiting
         if event.kind is Kind.LIGHT or event.kind is Kind.HELD_OPEN:
@@ -132,6 +144,7 @@ class Scheduler:
             return
         if event.kind is Kind.WORK:
             instance.estimates.arrived(now)
+            state.client_asked(waiting.client, instance, now)
             free_slot = len(instance.running) < instance.spec.slots
             if instance.residency is Residency.READY and free_slot and not len(instance.queue):
                 forward(instance, waiting, now, out)
@@ -152,6 +165,17 @@ class Scheduler:
         else:
             self._end(waiting, event.now, out)
 
+    def _on_first_byte(self, event: FirstByte, out: list[Command]) -> None:
+        waiting = self.state.requests.get(event.request)
+        if waiting is None or waiting.forwarded_at is None or waiting.answering or waiting.kind is not Kind.WORK:
+            return
+        waiting.answering = True
+        instance = self.state.instances[waiting.instance]
+        last_answer = instance.estimates.think.last_answer(waiting.client) if waiting.client else None
+        if last_answer is not None:
+            seconds = event.now - waiting.forwarded_at
+            instance.estimates.first_byte(seconds, warm=last_answer >= instance.loaded_at)
+
     def _on_request_ended(self, event: RequestEnded, out: list[Command]) -> None:
         waiting = self.state.requests.get(event.request)
         if waiting is None or waiting.forwarded_at is None:
@@ -165,6 +189,7 @@ class Scheduler:
         if waiting.kind is Kind.WORK:
             del instance.running[waiting.id]
             instance.estimates.service.add(now - (waiting.forwarded_at or now))
+            state.client_answered(waiting, now)
             instance.last_used = now
             if not instance.running and instance.residency in UP:
                 instance.idle_since = now
@@ -188,14 +213,58 @@ class Scheduler:
         if before is Residency.ATTACHING:
             on_attached(self.state, instance)
         else:
-            estimate = instance.estimates.wake if before is Residency.WAKING else instance.estimates.load
-            estimate.add(event.now - instance.order_given_at)
+            self._loaded(instance, before, event.now, out)
         instance.failure = None
+        instance.out_of_memory = 0
         instance.attach_tried = False
         instance.ready_at = instance.last_used = event.now
         if not instance.running:
             instance.idle_since = event.now
         self._decide(event.now, out)
+
+    def _loaded(self, instance: Instance, before: Residency, now: float, out: list[Command]) -> None:
+        """A start or a wake succeeded: learn how long it took."""
+        seconds = now - instance.order_given_at
+        instance.loaded_at = now
+        if before is Residency.WAKING:
+            instance.estimates.wake.add(seconds)
+        else:
+            instance.estimates.loaded(seconds, instance.cached_at_start)
+            instance.cached, instance.read_ahead = 1.0, False
+        self._settle(instance, "ready", now, out)
+
+    def _settle(self, instance: Instance, outcome: str, now: float, out: list[Command]) -> None:
+        """Note what came of the decision that a start came from."""
+        decision, instance.swap = instance.swap, None
+        if decision is not None:
+            decision.took_s, decision.outcome = now - decision.at, outcome
+            out.append(Record(decision))
+
+    def _on_start_deferred(self, event: StartDeferred, out: list[Command]) -> None:
+        instance = self._reported(event.instance, event.generation, Move.DEFERRED)
+        if instance is None:
+            return
+        believe(self.state, event)
+        self.state.move(instance, Move.DEFERRED, event.now)
+        self._settle(instance, "deferred: the memory was measured to be taken by others", event.now, out)
+        self._decide(event.now, out)
+
+    def _on_pools_measured(self, event: PoolsMeasured, out: list[Command]) -> None:
+        believe(self.state, event)
+        self._decide(event.now, out)
+
+    def _on_footprint_measured(self, event: FootprintMeasured, out: list[Command]) -> None:
+        self.state.measure(self.state.instances[event.instance], event.footprint, event.unloaded)
+        self._decide(event.now, out)
+
+    def _on_files_seen(self, event: FilesSeen, out: list[Command]) -> None:
+        instance = self.state.instances[event.instance]
+        instance.cached = event.share
+        instance.estimates.size_known(event.size_bytes)
+        if event.finished and self.state.reading == instance.id:
+            self.state.reading = None
+            if self.state.total.waiting:
+                self._decide(event.now, out)
 
     def _on_attach_offered(self, event: AttachOffered, out: list[Command]) -> None:
         instance = self.state.instances[event.instance]
@@ -214,9 +283,14 @@ class Scheduler:
         instance = self._reported(event.instance, event.generation, Move.START_FAILED)
         if instance is None:
             return
+        again = tries_again(self.state, instance, event.error)
         self.state.move(instance, Move.START_FAILED, event.now)
-        self._note_failure(instance, event.error, event.now)
-        self._reject_waiters(instance, event.now, out)
+        self._settle(instance, event.error.message, event.now, out)
+        note_failure(self.state, instance, event.error, event.now)
+        if again:
+            instance.retry_at = event.now
+        else:
+            self._reject_waiters(instance, event.now, out)
         self._decide(event.now, out)
 
     def _on_process_exited(self, event: ProcessExited, out: list[Command]) -> None:
@@ -227,21 +301,10 @@ class Scheduler:
         self.state.move(instance, Move.EXITED, event.now)
         if was_up and event.now - instance.ready_at >= self.state.policy.healthy_after_s:
             instance.failures = 0
-        self._note_failure(instance, event.error, event.now)
+        note_failure(self.state, instance, event.error, event.now)
         if instance.retry_at > event.now:
             self._reject_waiters(instance, event.now, out)
         self._decide(event.now, out)
-
-    def _note_failure(self, instance: Instance, error: BackendError, now: float) -> None:
-        """The first restart is immediate, later ones wait 1, 2, 4 ... s."""
-        policy = self.state.policy
-        instance.failure = error
-        instance.dying = True
-        instance.failures += 1
-        pause_s = 0.0
-        if instance.failures > 1:
-            pause_s = min(policy.back_off_first_s * 2.0 ** min(instance.failures - 2, 30), policy.back_off_limit_s)
-        instance.retry_at = now + pause_s
 
     def _reject_waiters(self, instance: Instance, now: float, out: list[Command]) -> None:
         for waiting in instance.queue.pop_all():
@@ -266,9 +329,7 @@ class Scheduler:
             return
         self.state.move(instance, Move.UNLOAD_FAILED, event.now)
         out.append(StopInstance(instance.id, instance.generation))
-        decision = Decision(event.now, None, ((instance.id, Mode.STOP),), "unload failed")
-        self.state.decisions.append(decision)
-        out.append(Record(decision))
+        out.append(Record(self.state.decided(event.now, None, ((instance.id, Mode.STOP),), "unload failed")))
         self._decide(event.now, out)
 
     def _on_instance_gone(self, event: InstanceGone, out: list[Command]) -> None:

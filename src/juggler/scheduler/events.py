@@ -1,10 +1,12 @@
 """What the scheduler is told. Past participles; ``now`` is monotonic seconds."""
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from juggler.errors import BackendError
-from juggler.ids import InstanceId, RequestId
+from juggler.ids import InstanceId, PoolId, RequestId
+from juggler.scheduler.ledger import Amounts
 
 
 class Kind(enum.Enum):
@@ -47,6 +49,8 @@ class RequestArrived:
     """From then on the request is due: it precedes whatever is not."""
     timeout_s: float = 1800.0
     """After this much waiting the request is refused."""
+    client: str = ""
+    """Who asks, as far as can be told: think times are learned per client and instance. Empty: nobody in particular."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +62,67 @@ class ClientLeft:
 
 
 @dataclass(frozen=True, slots=True)
+class FirstByte:
+    """The answer to a forwarded request has begun."""
+
+    now: float
+    request: RequestId
+
+
+@dataclass(frozen=True, slots=True)
 class RequestEnded:
     """A forwarded request is over, well or not."""
 
     now: float
     request: RequestId
+
+
+@dataclass(frozen=True, slots=True)
+class StartDeferred:
+    """A start or a wake was not begun: its memory is measured to be taken. The last word of a start's generation."""
+
+    now: float
+    instance: InstanceId
+    generation: int
+    foreign: Amounts
+    """Bytes per pool that are taken and that no instance is known to hold; they count as taken from now on."""
+    users: Mapping[PoolId, str]
+    """Who holds them, in words: ``6 GiB by pid 4711 blender``."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolsMeasured:
+    """What is taken of the pools by others, as measured; replaces what was known."""
+
+    now: float
+    foreign: Amounts
+    users: Mapping[PoolId, str]
+
+
+@dataclass(frozen=True, slots=True)
+class FootprintMeasured:
+    """What an instance was seen to hold, or is known to need from earlier runs."""
+
+    now: float
+    instance: InstanceId
+    footprint: Amounts
+    """Bytes per pool while loaded."""
+    unloaded: Amounts | None = None
+    """Bytes per pool after a soft unload; None: nothing new."""
+
+
+@dataclass(frozen=True, slots=True)
+class FilesSeen:
+    """How much of an instance's files is in the page cache; also the answer to ``ReadAhead``."""
+
+    now: float
+    instance: InstanceId
+    share: float
+    """0 to 1, by size."""
+    size_bytes: int = 0
+    """Of all its files; 0: not known."""
+    finished: bool = False
+    """A read-ahead is over, well or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +243,12 @@ class ShutdownRequested:
 Event = (
     RequestArrived
     | ClientLeft
+    | FirstByte
     | RequestEnded
+    | StartDeferred
+    | PoolsMeasured
+    | FootprintMeasured
+    | FilesSeen
     | InstanceReady
     | AttachOffered
     | AttachMissed

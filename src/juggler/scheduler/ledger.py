@@ -38,10 +38,15 @@ def reduced(left: Amounts, right: Amounts) -> dict[PoolId, int]:
 
 
 class Ledger:
-    """Bytes held per instance; the sum per pool never exceeds its capacity."""
+    """Bytes held per instance and by others; the ledger itself never lets their sum exceed a pool's capacity.
+
+    Reality may: an instance that grows, a server that is attached to, another program.
+    """
 
     def __init__(self, capacity: Amounts) -> None:
         self.capacity = dict(capacity)
+        self.foreign: Amounts = {}
+        """Bytes per pool that others hold, as measured last."""
         self._held: dict[InstanceId, Amounts] = {}
         self._used: dict[PoolId, int] = dict.fromkeys(self.capacity, 0)
 
@@ -52,16 +57,16 @@ class Ledger:
         if amounts:
             self._held[instance] = amounts
             for pool, size in amounts.items():
-                self._used[pool] += size
+                self._used[pool] = self._used.get(pool, 0) + size
 
     def held(self, instance: InstanceId) -> Amounts:
         return self._held.get(instance, NOTHING)
 
     def used(self, pool: PoolId) -> int:
-        return self._used[pool]
+        return self._used.get(pool, 0)
 
     def free(self) -> dict[PoolId, int]:
-        return {pool: size - self._used[pool] for pool, size in self.capacity.items()}
+        return {pool: size - self._used[pool] - self.foreign.get(pool, 0) for pool, size in self.capacity.items()}
 
     def holders(self) -> Iterable[tuple[InstanceId, Amounts]]:
         return self._held.items()

@@ -17,7 +17,8 @@ class Policy:
     """Least residence of a busy endpoint, in K: keeps at least 2*beta/(2*beta+1) of the time free of swaps."""
 
     kappa: float = 1.5
-    """Waiting that ends a hold, in K. Takes effect with learned think times."""
+    """Waiting that ends a hold of an idle endpoint for a client that may return, in K: the dial between many swaps
+    and long waits."""
 
     kappa_class: float = 1.0
     """Waiting that buys out work of a worse class, in K."""
@@ -59,9 +60,26 @@ class Policy:
     healthy_after_s: float = 60 * SECONDS
     """A process that was ready for this long starts with a clean slate when it exits."""
 
+    abandon_after_s: float | None = 5 * SECONDS
+    """A start that nobody waits for any more is given up after this long (a reload of a page comes back sooner);
+    None: it is carried through."""
+
+    read_ahead: bool = True
+    """Files of an endpoint that must wait are read into the page cache meanwhile."""
+
+    measured_for_s: float = 2 * SECONDS
+    """How long a measurement of foreign memory is believed before anybody is evicted or refused for its sake."""
+
+    out_of_memory_factor: float = 1.1
+    """A load that ran out of memory needs at least this much more than was thought, or than was free."""
+
     one_load_per_pool: bool = True
     """Starts on one memory pool follow one another: llama.cpp fits itself into what is free at its start, vLLM
     fails when others change the memory while it profiles (backends.md 2.5, 7.1)."""
+
+
+DIALS = {"fair": 0.5, "balanced": 1.5, "throughput": 3.0}
+"""``kappa`` by the name of the dial (scheduling.md section 3)."""
 
 
 def weight_of(priority: int, policy: Policy) -> float:

@@ -25,7 +25,11 @@ class Waiting:
     due_at: float
     timeout_at: float
     weight: float
+    client: str = ""
+    """Who asks; empty: nobody in particular."""
     forwarded_at: float | None = None
+    answering: bool = False
+    """The first byte of the answer has come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +131,14 @@ class RequestQueue:
             raise IndexError("empty queue")
         return self.remove(first.id)
 
+    def oldest(self) -> Waiting | None:
+        """Who has waited longest."""
+        firsts = (next(iter(same.values())) for same in self._by_priority.values())
+        return min(firsts, key=lambda one: one.arrived_at, default=None)
+
     def oldest_arrival(self) -> float | None:
-        return min((next(iter(same.values())).arrived_at for same in self._by_priority.values()), default=None)
+        oldest = self.oldest()
+        return oldest.arrived_at if oldest is not None else None
 
     def best_priority(self) -> int | None:
         return max(self._by_priority, default=None)

@@ -1,12 +1,14 @@
 """The scheduler's whole memory: plain data, changed only by ``core`` and ``decide``."""
 
 import enum
-from collections import deque
+import math
+from collections import OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from juggler.errors import BackendError
-from juggler.ids import InstanceId, RequestId
+from juggler.ids import InstanceId, PoolId, RequestId
 from juggler.scheduler.commands import Command, Decision, Mode
 from juggler.scheduler.estimates import Estimates
 from juggler.scheduler.events import Event, OrderKind
@@ -20,6 +22,9 @@ STORY_LENGTH = 200
 
 DECISIONS_KEPT = 256
 
+CLIENTS_KEPT = 4096
+"""Clients whose return is awaited somewhere; the longest unseen is forgotten."""
+
 
 @dataclass(frozen=True, slots=True)
 class InstanceSpec:
@@ -29,7 +34,7 @@ class InstanceSpec:
     name: str
     """The operator's name, for error texts."""
     footprint: Amounts
-    """Bytes held per pool while loaded."""
+    """Bytes held per pool while loaded, as far as known when it is made; what is learned later is the instance's."""
     footprint_unloaded: Amounts = field(default_factory=dict)
     """Bytes held per pool after a soft unload: small, but the process may keep some."""
     slots: int = 64
@@ -43,6 +48,8 @@ class InstanceSpec:
     """A process can be started for it."""
     footprint_kept: Amounts = field(default_factory=dict)
     """Bytes that an attached server counts for which cannot free any: what was declared, else nothing."""
+    placements: tuple[Amounts, ...] = ()
+    """Other ways to place it on the pools; empty: ``footprint`` is the only one."""
     pinned: bool = False
     """Never a victim."""
     probes_busy: bool = False
@@ -76,28 +83,39 @@ class Instance:
         "attach_tried",
         "attached",
         "busy_seen_at",
+        "cached",
+        "cached_at_start",
         "dying",
         "estimates",
         "failure",
         "failures",
+        "full",
         "gate",
         "generation",
+        "grown",
         "holds_on",
         "holds_on_until",
         "idle_since",
         "last_used",
         "light",
+        "loaded_at",
         "order",
         "order_given_at",
+        "out_of_memory",
+        "placements",
         "probe",
         "probed_at",
         "queue",
+        "read_ahead",
         "ready_at",
         "residency",
+        "residue",
         "retry_at",
         "running",
         "soft_unload",
         "spec",
+        "swap",
+        "unwanted_since",
     )
 
     def __init__(self, spec: InstanceSpec, policy: Policy, total: Total) -> None:
@@ -123,6 +141,10 @@ class Instance:
         self.gate: Gate | None = None
         """Set exactly while draining."""
         self.ready_at = 0.0
+        self.loaded_at = 0.0
+        """When its model came into memory last: conversations older than that are processed anew."""
+        self.grown = False
+        """Seen to hold more than it was let in with."""
         self.idle_since: float | None = None
         """When the last work ended; None while there is work, or while not up."""
         self.last_used = 0.0
@@ -142,6 +164,23 @@ class Instance:
         self.failure: BackendError | None = None
         """What the last failure was; cleared when the instance is ready again."""
         self.estimates = Estimates(policy)
+        self.full: Amounts = spec.footprint
+        """Bytes per pool while loaded, where it is or would be placed; the best that is known."""
+        self.residue: Amounts = spec.footprint_unloaded
+        """Bytes per pool after a soft unload."""
+        self.placements: tuple[Amounts, ...] = spec.placements or (spec.footprint,)
+        """The ways in which it can be placed."""
+        self.cached: float | None = None
+        """Share of its files in the page cache, as seen last."""
+        self.cached_at_start: float | None = None
+        self.read_ahead = False
+        """Its files were asked to be read since it was loaded last."""
+        self.out_of_memory = 0
+        """Starts in a row that ran out of memory."""
+        self.unwanted_since: float | None = None
+        """Since when nobody waits for the start under way."""
+        self.swap: Decision | None = None
+        """The decision that its start under way came from."""
 
     @property
     def id(self) -> InstanceId:
@@ -164,29 +203,31 @@ class Instance:
     @property
     def footprint(self) -> Amounts:
         """Bytes held per pool while loaded."""
-        return self.spec.footprint if self.yields else self.spec.footprint_kept
+        return self.full if self.yields else self.spec.footprint_kept
 
     def need(self) -> Amounts:
         """What a load would add to what is held now."""
-        if self.residency is Residency.UNLOADED:
-            return reduced(self.spec.footprint, self.spec.footprint_unloaded)
-        return self.spec.footprint
+        return reduced(self.full, self.residue) if self.residency is Residency.UNLOADED else self.full
+
+    def ways_to_load(self) -> tuple[Amounts, ...]:
+        """The placements that a load can choose from."""
+        return self.placements if self.residency in GONE else (self.full,)
 
     def freed_by(self, mode: Mode) -> Amounts:
         """What giving way in this mode would free."""
         if self.residency in GONE or not self.yields:
             return NOTHING
         if self.residency is Residency.UNLOADED:
-            return self.spec.footprint_unloaded
+            return self.residue
         if mode is Mode.UNLOAD or self.attached:
-            return reduced(self.spec.footprint, self.spec.footprint_unloaded)
-        return self.spec.footprint
+            return reduced(self.full, self.residue)
+        return self.full
 
     def load_s(self) -> float:
         """Expected seconds until it could serve, from where it is now."""
         if self.residency is Residency.UNLOADED:
             return self.estimates.wake.value
-        return self.estimates.load.value
+        return self.estimates.load_s(self.cached)
 
     def free_s(self) -> float:
         """Expected seconds until its memory is free."""
@@ -194,7 +235,7 @@ class Instance:
 
     def reload_s(self) -> float:
         """Expected seconds to bring it back after it gave way."""
-        return self.estimates.wake.value if self.soft_unload else self.estimates.load.value
+        return self.estimates.wake.value if self.soft_unload else self.estimates.load_s(self.cached)
 
 
 @dataclass(slots=True)
@@ -204,6 +245,8 @@ class Plan:
     target: InstanceId
     victims: tuple[tuple[InstanceId, Mode], ...]
     made_at: float
+    decision: Decision | None = None
+    """What was recorded of it."""
 
 
 class SchedulerState:
@@ -223,6 +266,16 @@ class SchedulerState:
         self.drain_until: float | None = None
         self.finished = False
         self.decisions: deque[Decision] = deque(maxlen=DECISIONS_KEPT)
+        self.decisions_made = 0
+        self.users: dict[PoolId, str] = {}
+        """Who holds the foreign memory, in words."""
+        self.measured_at = -math.inf
+        """When the foreign memory was measured last."""
+        self.measuring = False
+        """An answer to ``MeasurePools`` is awaited."""
+        self.reading: InstanceId | None = None
+        """Whose files are being read ahead."""
+        self._may_return: OrderedDict[str, set[InstanceId]] = OrderedDict()
         self.story: deque[tuple[int, Event, tuple[Command, ...]]] = deque(maxlen=STORY_LENGTH)
         self.events_handled = 0
 
@@ -236,13 +289,14 @@ class SchedulerState:
         instance.residency = residency
         if residency in GONE:
             self.ledger.hold(instance.id, NOTHING)
+            instance.grown = False
             instance.attached, instance.soft_unload = False, instance.spec.soft_unload
         elif residency is Residency.UNLOADED:
-            self.ledger.hold(instance.id, instance.spec.footprint_unloaded)
+            self.ledger.hold(instance.id, instance.residue)
         elif residency in (Residency.STARTING, Residency.READY):
             self.ledger.hold(instance.id, instance.footprint)
         elif residency in (Residency.UNLOADING, Residency.WAKING):
-            self.ledger.hold(instance.id, greater(instance.spec.footprint, instance.spec.footprint_unloaded))
+            self.ledger.hold(instance.id, greater(instance.full, instance.residue))
         if residency is not Residency.DRAINING:
             instance.gate = None
         if residency not in UP:
@@ -251,9 +305,64 @@ class SchedulerState:
         if move in (Move.START, Move.ATTACH, Move.WAKE, Move.UNLOAD, Move.STOP):
             instance.order_given_at = now
 
+    def decided(
+        self,
+        at: float,
+        target: InstanceId | None,
+        victims: tuple[tuple[InstanceId, Mode], ...],
+        cause: str,
+        **more: Any,
+    ) -> Decision:
+        """A new decision, kept in the ring; ``more`` are further fields of it."""
+        self.decisions_made += 1
+        decision = Decision(self.decisions_made, at, target, victims, cause, **more)
+        self.decisions.append(decision)
+        return decision
+
+    def client_asked(self, client: str, instance: Instance, now: float) -> None:
+        """A client's next request: learn how long it thought."""
+        if client:
+            instance.estimates.think.asked(client, now)
+            awaited = self._may_return.get(client)
+            if awaited is not None:
+                awaited.discard(instance.id)
+
+    def client_answered(self, waiting: Waiting, now: float) -> None:
+        """An answer: the client may come back here, and did not come back where it was answered before it asked."""
+        client = waiting.client
+        if not client:
+            return
+        awaited = self._may_return.setdefault(client, set())
+        self._may_return.move_to_end(client)
+        for elsewhere in [one for one in awaited if one != waiting.instance]:
+            if self.instances[elsewhere].estimates.think.answered_elsewhere(client, waiting.arrived_at):
+                awaited.discard(elsewhere)
+        awaited.add(waiting.instance)
+        self.instances[waiting.instance].estimates.think.answered(client, now)
+        while len(self._may_return) > CLIENTS_KEPT:
+            self._may_return.popitem(last=False)
+
+    def measure(self, instance: Instance, footprint: Amounts, residue: Amounts | None) -> None:
+        """What the instance was seen to hold replaces what was believed, in the ledger too; never above a pool."""
+        capacity = self.ledger.capacity
+        seen = {pool: min(size, capacity[pool]) for pool, size in footprint.items() if pool in capacity}
+        if residue is not None:
+            instance.residue = {pool: min(size, capacity[pool]) for pool, size in residue.items() if pool in capacity}
+        if seen:
+            instance.grown = instance.grown or bool(shortage(seen, self.ledger.held(instance.id)))
+            instance.placements = tuple(_as_seen(way, seen) for way in instance.placements)
+            place = set(instance.full)
+            instance.full = next((way for way in instance.placements if set(way) == place), seen)
+        if instance.residency is Residency.UNLOADED:
+            self.ledger.hold(instance.id, instance.residue)
+        elif instance.residency in (Residency.STARTING, Residency.READY, Residency.DRAINING):
+            self.ledger.hold(instance.id, instance.footprint)
+        elif instance.residency in (Residency.UNLOADING, Residency.WAKING):
+            self.ledger.hold(instance.id, greater(instance.full, instance.residue))
+
     def residue_fits(self, instance: Instance) -> bool:
         """Whether a soft unload has room for what it moves elsewhere (weights into host memory, say)."""
-        growth = reduced(instance.spec.footprint_unloaded, instance.spec.footprint)
+        growth = reduced(instance.residue, instance.full)
         return not shortage({pool: size for pool, size in growth.items() if size}, self.ledger.free())
 
     def overcommitted(self, instance: Instance) -> bool:
@@ -267,7 +376,7 @@ class SchedulerState:
         if instance.residency is Residency.STOPPING:
             return held
         if instance.residency is Residency.UNLOADING:
-            return reduced(held, instance.spec.footprint_unloaded)
+            return reduced(held, instance.residue)
         return NOTHING
 
     def claimed(self) -> dict[InstanceId, Amounts]:
@@ -282,3 +391,14 @@ class SchedulerState:
                 claim = reduced(claim, self.on_its_way(self.instances[victim_id]))
             claims[plan.target] = claim
         return claims
+
+
+def _as_seen(way: Amounts, seen: Amounts) -> Amounts:
+    """A placement with the sizes that were seen, perhaps at another placement (the same on another GPU)."""
+    here = [pool for pool in way if pool not in seen]
+    there = [pool for pool in seen if pool not in way]
+    if not here:
+        return {**dict.fromkeys(way, 0), **seen} if not there else way
+    if len(here) == len(there) == 1:
+        return {pool: seen[there[0]] if pool == here[0] else seen[pool] for pool in way}
+    return way

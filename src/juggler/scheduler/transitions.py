@@ -1,7 +1,7 @@
 """Where an instance's memory is, and every move between those places.
 
 Theory of operation. An instance is in exactly one ``Residency``. The scheduler moves it by giving an order
-(START, ATTACH, WAKE, UNLOAD, STOP, SHUT, OPEN), the outside world by reporting (BECAME_READY, START_FAILED,
+(START, ATTACH, WAKE, UNLOAD, STOP, SHUT, OPEN), the outside world by reporting (BECAME_READY, START_FAILED, DEFERRED,
 NOT_ATTACHED, UNLOADED, UNLOAD_FAILED, UNLOAD_REFUSED, EXITED, GONE, GONE_AFTER_FAILURE). ``TABLE`` lists every move
 there is; an unlisted one raises ``InvalidTransition`` and changes nothing.
 
@@ -12,6 +12,7 @@ there is; an unlisted one raises ``InvalidTransition`` and changes nothing.
     anything alive --STOP / EXITED / START_FAILED / UNLOAD_FAILED--> stopping --GONE--> stopped
                                                                      stopping --GONE_AFTER_FAILURE--> failed
     failed --START--> starting
+    starting --DEFERRED--> stopped, waking --DEFERRED--> unloaded       (the memory is not there after all)
     stopped, failed --ATTACH--> attaching --BECAME_READY--> ready
                                 attaching --NOT_ATTACHED--> stopped
 
@@ -58,6 +59,7 @@ class Move(enum.Enum):
     STOP = "stop"
     BECAME_READY = "became ready"
     START_FAILED = "start failed"
+    DEFERRED = "deferred"
     NOT_ATTACHED = "not attached"
     UNLOADED = "unloaded"
     UNLOAD_FAILED = "unload failed"
@@ -80,6 +82,8 @@ TABLE: dict[tuple[Residency, Move], Residency] = {
     (_R.ATTACHING, _M.STOP): _R.STOPPING,
     (_R.STARTING, _M.BECAME_READY): _R.READY,
     (_R.STARTING, _M.START_FAILED): _R.STOPPING,
+    (_R.STARTING, _M.DEFERRED): _R.STOPPED,
+    (_R.WAKING, _M.DEFERRED): _R.UNLOADED,
     (_R.STARTING, _M.STOP): _R.STOPPING,
     (_R.READY, _M.SHUT): _R.DRAINING,
     (_R.READY, _M.UNLOAD): _R.UNLOADING,
@@ -106,7 +110,8 @@ TABLE: dict[tuple[Residency, Move], Residency] = {
 }
 
 CROSSINGS: frozenset[tuple[Residency, Move]] = frozenset(
-    (_R.STOPPING, move) for move in (_M.BECAME_READY, _M.START_FAILED, _M.UNLOADED, _M.UNLOAD_FAILED, _M.EXITED)
+    (_R.STOPPING, move)
+    for move in (_M.BECAME_READY, _M.START_FAILED, _M.DEFERRED, _M.UNLOADED, _M.UNLOAD_FAILED, _M.EXITED)
 )
 
 UP = frozenset({Residency.READY, Residency.DRAINING})

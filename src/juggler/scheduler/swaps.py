@@ -1,0 +1,272 @@
+"""Who gets memory next, and who has to go for it: the third step of the decision pass (scheduling.md section 3).
+
+For each instance that is blocked, the most urgent first: a plan to load it into free memory that nobody more urgent
+has claimed; else the cheapest victims, whose gates are shut as soon as they may be taken, and a plan once they have
+drained. Whatever a blocked instance waits for, less urgent ones do not get in the meantime.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from juggler.ids import InstanceId, PoolId
+from juggler.scheduler.attach import holders, reject_for
+from juggler.scheduler.commands import Considered, MeasurePools, Mode, ReadAhead
+from juggler.scheduler.eviction import Candidate, VictimSet, cheapest
+from juggler.scheduler.foreign import blamed_on_others, reject_for_foreign_users
+from juggler.scheduler.ledger import Amounts, added, reduced, shortage
+from juggler.scheduler.queue import Gate
+from juggler.scheduler.state import Instance, Plan
+from juggler.scheduler.transitions import GONE, LEAVING, LOADABLE, LOADING, Residency
+from juggler.scheduler.value import Valuation, work_s
+
+if TYPE_CHECKING:
+    from juggler.scheduler.decide import DecisionPass
+
+Going = tuple[tuple[InstanceId, Mode], ...]
+
+WELL_CACHED = 0.9
+"""Reading ahead what is in the page cache to this share is not worth a disk's while."""
+
+
+class _Way(NamedTuple):
+    """One placement of a blocked instance, and what it would take."""
+
+    placed: Amounts
+    leaving: Going
+    """Who goes anyway and frees some of it."""
+    missing: dict[PoolId, int]
+    choice: VictimSet | None
+
+
+class SwapPlanner:
+    """Plans the swaps of one decision pass."""
+
+    def __init__(self, decision_pass: "DecisionPass") -> None:
+        self._pass = decision_pass
+        self.state = decision_pass.state
+        self.policy = decision_pass.policy
+        self.now = decision_pass.now
+        self._claims: Amounts = {}
+        self._reserved: set[InstanceId] = set()
+
+    def run(self) -> None:
+        """Make every plan that can be made now."""
+        state = self.state
+        blocked = [one for one in state.instances.values() if self._is_blocked(one)]
+        if not blocked:
+            self._read_ahead_at_leisure()
+            return
+        if len(blocked) > 1:
+            blocked.sort(key=self._urgency)
+        self._value = Valuation(state, self.now, sum(one.queue.weight() for one in blocked))
+        self._residents = [one for one in state.instances.values() if one.residency not in GONE]
+        for claim in state.claimed().values():
+            self._claims = added(self._claims, claim)
+        self._reserved = {victim for plan in state.plans.values() for victim, _ in plan.victims}
+        for wanting in blocked:
+            self._plan_for(wanting)
+
+    def _plan_for(self, wanting: Instance) -> None:
+        available = reduced(self.state.ledger.free(), self._claims)
+        fitting = [way for way in wanting.ways_to_load() if not shortage(self._need(wanting, way), available)]
+        if fitting:
+            wanting.full = min(fitting, key=lambda way: sum(available.get(pool, 0) for pool in way))  # the best fit
+            self._make_plan(wanting, (), (), {})
+            self._claims = added(self._claims, wanting.need())
+            return
+        candidates = self._candidates(wanting)
+        ways = [self._assess(wanting, way, available, candidates) for way in wanting.ways_to_load()]
+        way = min(ways, key=_rank)
+        if self._foreign_memory_is_in_question(way.missing):
+            self._claims = added(self._claims, _part_of(self._need(wanting, way.placed), available))
+            return
+        self._reserved.update(gone for gone, _ in way.leaving)
+        if not way.missing:
+            wanting.full = way.placed
+            self._make_plan(wanting, way.leaving, (), {})
+            self._claims = added(self._claims, _part_of(wanting.need(), available))
+            self._read_ahead(wanting)
+        elif way.choice is None:
+            self._cannot_load(wanting, way, candidates, available)
+        else:
+            self._reserved.update(victim for victim, _ in way.choice.victims)
+            self._read_ahead(wanting)
+            if way.choice.at > self.now:
+                self._pass.note(way.choice.at)
+                return
+            wanting.full = way.placed
+            self._claims = added(self._claims, _part_of(wanting.need(), available))
+            self._take(wanting, way, way.choice.victims)
+
+    def _need(self, wanting: Instance, way: Amounts) -> Amounts:
+        return reduced(way, wanting.residue) if wanting.residency is Residency.UNLOADED else way
+
+    def _assess(self, wanting: Instance, way: Amounts, available: Amounts, candidates: Sequence[Candidate]) -> _Way:
+        missing = shortage(self._need(wanting, way), available)
+        leaving, missing = self._leaving_anyway(wanting, missing)
+        return _Way(way, leaving, missing, cheapest(missing, candidates) if missing else None)
+
+    def _cannot_load(self, wanting: Instance, way: _Way, candidates: Sequence[Candidate], available: Amounts) -> None:
+        """Even everybody who could go would not be enough: somebody must be waited for, or nothing can be done."""
+        refusing = holders(self.state, wanting, way.missing, candidates, self.now)
+        if refusing:
+            reject_for(self.state, wanting, refusing, self.now, self._pass.out)
+        elif blamed_on_others(self.state, wanting, way.placed):
+            reject_for_foreign_users(self.state, wanting, way.placed, self._pass.out)
+        elif self._overdue(wanting):
+            self._claims = added(self._claims, _part_of(self._need(wanting, way.placed), available))
+        else:
+            self._pass.note(wanting.queue.earliest_due())
+
+    def _foreign_memory_is_in_question(self, missing: Amounts) -> bool:
+        """Whether the shortage is others' doing as far as was known a while ago: then it is measured first."""
+        state = self.state
+        if not any(state.ledger.foreign.get(pool, 0) for pool in missing):
+            return False
+        if state.measured_at + self.policy.measured_for_s >= self.now:
+            return False
+        if not state.measuring:
+            state.measuring = True
+            self._pass.out.append(MeasurePools())
+        return True
+
+    def _leaving_anyway(self, wanting: Instance, missing: dict[PoolId, int]) -> tuple[Going, dict[PoolId, int]]:
+        """Who is on the way out for reasons of its own and frees some of what is missing; what is missing beyond it.
+
+        A failed start is still being cleared away when the next one is decided on: nobody shall go in its place.
+        """
+        leaving: list[tuple[InstanceId, Mode]] = []
+        for other in self._residents:
+            if not missing:
+                break
+            if other.residency not in LEAVING or other is wanting or other.id in self._reserved:
+                continue
+            freed = self.state.on_its_way(other)
+            if any(freed.get(pool, 0) for pool in missing):
+                leaving.append((other.id, Mode.UNLOAD if other.residency is Residency.UNLOADING else Mode.STOP))
+                missing = shortage(missing, freed)
+        return tuple(leaving), missing
+
+    # -- order -------------------------------------------------------------------------------------------------
+
+    def _is_blocked(self, instance: Instance) -> bool:
+        if not len(instance.queue) or instance.residency not in LOADABLE or instance.id in self.state.plans:
+            return False
+        if instance.residency in GONE and not instance.spec.starts:
+            return False
+        if instance.retry_at > self.now and instance.failure is not None:
+            self._pass.note(instance.retry_at)
+            return False
+        return instance.order is None
+
+    def _urgency(self, instance: Instance) -> tuple[int, float, float, InstanceId]:
+        """Sorts the most urgent first: overdue by due time, then by waiting cost per second of work."""
+        due = instance.queue.earliest_due()
+        if due is not None and due <= self.now:
+            return (0, due, 0.0, instance.id)
+        queue = instance.queue
+        work = max(instance.load_s() + work_s(instance), 0.001)
+        score = queue.waited(self.now) / work + queue.weight()
+        return (1, -score, queue.oldest_arrival() or 0.0, instance.id)
+
+    def _overdue(self, instance: Instance) -> bool:
+        due = instance.queue.earliest_due()
+        return due is not None and due <= self.now
+
+    def _candidates(self, wanting: Instance) -> list[Candidate]:
+        found = (
+            self._value.candidate(other, wanting)
+            for other in self._residents
+            if other is not wanting and other.id not in self._reserved
+        )
+        return [one for one in found if one is not None]
+
+    # -- taking ------------------------------------------------------------------------------------------------
+
+    def _take(self, wanting: Instance, way: _Way, victims: Going) -> None:
+        """Shut the victims' gates; once all have drained, send them away."""
+        best = wanting.queue.best_priority() or 0
+        all_drained = True
+        for victim_id, _ in victims:
+            victim = self.state.instances[victim_id]
+            self._pass.keep_shut.add(victim_id)
+            if victim.up:
+                hard_stop = self.now + self.policy.hard * self._value.round_trip_s(victim, wanting)
+                self._pass.shut(victim, Gate(self.now, hard_stop, best))
+                if not self._pass.drained(victim):
+                    all_drained = False
+        if all_drained:
+            self._make_plan(wanting, way.leaving, victims, way.missing)
+
+    def _make_plan(self, wanting: Instance, going: Going, victims: Going, missing: Amounts) -> None:
+        """Record the plan and its reasons, and send the victims away. Others are ``going`` anyway."""
+        considered = self._considered(wanting) if victims else ()
+        leaving = [(self.state.instances[victim_id], mode) for victim_id, mode in victims]
+        leaving = [(victim, Mode.UNLOAD if victim.attached else mode) for victim, mode in leaving]
+        free_s = max((victim.free_s() for victim, _ in leaving), default=0.0)
+        decision = self._pass.send_away(
+            leaving,
+            target=wanting,
+            cause="request",
+            missing=missing,
+            considered=considered,
+            expected_s=free_s + wanting.load_s(),
+        )
+        self.state.plans[wanting.id] = Plan(wanting.id, (*going, *victims), self.now, decision)
+
+    def _considered(self, wanting: Instance) -> tuple[Considered, ...]:
+        """Every resident as it looked at this moment, for the record."""
+        looked_at = []
+        for other in self._residents:
+            if other is wanting:
+                continue
+            excluded = self._value.excluded(other)
+            if excluded is not None:
+                looked_at.append(Considered(other.id, None, 0.0, excluded))
+            else:
+                verdict = self._value.may_take(other, wanting)
+                cost = self._value.cost(other) if other.up else 0.0
+                looked_at.append(Considered(other.id, max(0.0, verdict.at - self.now), cost, verdict.why))
+        return tuple(looked_at)
+
+    # -- reading ahead -----------------------------------------------------------------------------------------
+
+    def _read_ahead(self, wanting: Instance) -> None:
+        """Have the files of one that must wait in the page cache by the time the memory is free."""
+        if self._may_read(wanting):
+            wanting.read_ahead = True
+            self.state.reading = wanting.id
+            self._pass.out.append(ReadAhead(wanting.id))
+
+    def _read_ahead_at_leisure(self) -> None:
+        """Nobody is blocked: the likeliest to be asked for next, by rate and size."""
+        best: Instance | None = None
+        best_value = 0.0
+        for one in self.state.instances.values():
+            if one.cached is not None and one.estimates.arrivals and self._may_read(one):
+                value = one.estimates.rate(self.now) * sum(one.full.values())
+                if value > best_value:
+                    best, best_value = one, value
+        if best is not None:
+            self._read_ahead(best)
+
+    def _may_read(self, instance: Instance) -> bool:
+        if not self.policy.read_ahead or self.state.reading is not None or instance.read_ahead:
+            return False
+        if instance.residency not in GONE or not instance.spec.starts or (instance.cached or 0.0) >= WELL_CACHED:
+            return False
+        return not any(one.residency in LOADING for one in self.state.instances.values())
+
+
+def _rank(way: _Way) -> tuple[int, float, float, int]:
+    """The best way first: what comes free anyway, then the cheapest victims, then the least that is missing."""
+    if not way.missing:
+        return (0, 0.0, 0.0, 0)
+    if way.choice is None:
+        return (2, 0.0, 0.0, sum(way.missing.values()))
+    return (1, way.choice.at, way.choice.cost, sum(way.missing.values()))
+
+
+def _part_of(need: Amounts, available: Amounts) -> dict[PoolId, int]:
+    """The free memory a waiting instance keeps from less urgent ones."""
+    return {pool: min(size, available.get(pool, 0)) for pool, size in need.items()}
