@@ -74,6 +74,7 @@ class SwapPlanner:
             self._make_plan(wanting, (), (), {})
             self._claims = added(self._claims, wanting.need())
             return
+        self._read_ahead(wanting)
         candidates = self._candidates(wanting)
         ways = [self._assess(wanting, way, available, candidates) for way in wanting.ways_to_load()]
         way = min(ways, key=_rank)
@@ -85,12 +86,10 @@ class SwapPlanner:
             wanting.full = way.placed
             self._make_plan(wanting, way.leaving, (), {})
             self._claims = added(self._claims, _part_of(wanting.need(), available))
-            self._read_ahead(wanting)
         elif way.choice is None:
             self._cannot_load(wanting, way, candidates, available)
         else:
             self._reserved.update(victim for victim, _ in way.choice.victims)
-            self._read_ahead(wanting)
             if way.choice.at > self.now:
                 self._pass.note(way.choice.at)
                 return
