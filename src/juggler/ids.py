@@ -13,3 +13,6 @@ RequestId = NewType("RequestId", int)
 
 PoolId = NewType("PoolId", str)
 """A named amount of memory: ``gpu0``, ``ram``, or ``exclusive`` where nothing is known."""
+
+ANY_GPU = PoolId("gpu*")
+"""Stands for one of the GPU pools, whichever suits, where a size names none."""

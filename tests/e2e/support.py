@@ -75,6 +75,7 @@ class Juggler:
             "temp_dir": str(self.temp_dir),
             "state_dir": str(tmp_path / "state"),
             "control": {"port": self.control_port},
+            "memory": {"pools": "exclusive"},
             **config,
         }
         for server in config["servers"]:

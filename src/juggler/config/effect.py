@@ -23,10 +23,6 @@ class _Row(NamedTuple):
     applies: "Callable[[LoadedConfig, PathParts], bool]"
 
 
-def _always(_loaded: "LoadedConfig", _path: PathParts) -> bool:
-    return True
-
-
 def _value(loaded: "LoadedConfig", path: PathParts) -> object:
     node = loaded.root
     for part in path:
@@ -37,21 +33,11 @@ def _value(loaded: "LoadedConfig", path: PathParts) -> object:
     return node.value
 
 
-def _is_auto(loaded: "LoadedConfig", path: PathParts) -> bool:
-    return _value(loaded, path) == "auto"
-
-
 def _elsewhere(loaded: "LoadedConfig", path: PathParts) -> bool:
     return str(_value(loaded, path)).lower() not in _LOOPBACK_HOSTS
 
 
-_TABLE = (
-    _Row("memory.pools", '"auto" is not in effect yet: one exclusive pool is used', _is_auto),
-    _Row("scheduler.dial", '"dial" is not in effect yet', _always),
-    _Row("scheduler.kappa", '"kappa" is not in effect yet', _always),
-    _Row("scheduler.kappa_class", '"kappa_class" is not in effect yet', _always),
-    _Row("backends.*.host", '"host" {value} is not in effect yet: backends listen on 127.0.0.1', _elsewhere),
-)
+_TABLE = (_Row("backends.*.host", '"host" {value} is not in effect yet: backends listen on 127.0.0.1', _elsewhere),)
 
 
 def not_in_effect(loaded: "LoadedConfig") -> list[Problem]:

@@ -24,8 +24,9 @@ from juggler.config.schema import (
 )
 from juggler.config.sharing import instance_key
 from juggler.config.validate import first_gpu_pool, normal_prefix
-from juggler.ids import EndpointId, InstanceId, PoolId
+from juggler.ids import ANY_GPU, EndpointId, InstanceId, PoolId
 from juggler.routing.traffic import TrafficClass, TrafficRule
+from juggler.scheduler.policy import ABANDON_AFTER_S, DIALS, Policy
 
 PRIORITIES = {"interactive": 0, "batch": -10}
 """What the words stand for; larger is more urgent."""
@@ -56,6 +57,8 @@ class ResolvedEndpoint:
     """0 for interactive, -10 for batch; larger is more urgent."""
     max_wait_s: float
     """Seconds after which a waiting request is due."""
+    max_priority: int = 0
+    """The most that a request may ask for."""
     traffic_rules: tuple[TrafficRule, ...] = ()
     """The operator's, before the type's own."""
 
@@ -70,14 +73,17 @@ class ResolvedInstance:
     """The name of its first endpoint."""
     settings: BackendSettings
     memory: Mapping[PoolId, int] | None
-    """Bytes per pool while loaded; None: not declared, or no pools are."""
+    """Bytes per pool while loaded, ``ANY_GPU`` where no pool is named; None: not declared, or of no effect."""
     memory_unloaded: Mapping[PoolId, int]
+    """The same after a soft unload."""
     concurrency: int | None
     """Work requests at a time; None: what the backend type takes."""
     queue_limit: int
     idle_unload_s: float | None
     """None: never."""
     pinned: bool
+    pool: PoolId | None = None
+    """The GPU pool it is placed on; None: whichever suits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +106,19 @@ class ResolvedConfig:
     state_dir: Path
     """Absolute; need not exist yet."""
     pools: Mapping[PoolId, int] | None
-    """Bytes per pool, in the operator's order; None: one exclusive pool."""
+    """Bytes per pool, in the operator's order; None: what the machine has, or one exclusive pool."""
+    auto_pools: bool
+    """The machine is asked for its pools."""
     queue_limit: int
     max_wait_s: float
     batch_deadline_s: float
     queue_timeout_s: float
-    beta: float
-    hard: float
+    policy: Policy
+    """The scheduler's parameters."""
+    comments_every_s: float | None
+    """Seconds between the comments in an event stream that waits; None: no comments."""
+    processing: bool
+    """Whether other requests that wait get ``102 Processing``."""
     control: ControlAddress | None
     """None: switched off."""
     servers: tuple[ResolvedServer, ...]
@@ -124,17 +136,26 @@ def resolve(loaded: LoadedConfig) -> ResolvedConfig:
     pools = {PoolId(name): size for name, size in written.items()} if isinstance(written, dict) else None
     scheduler = config.scheduler
     control = config.control
-    shared = _shared(config)
+    shared, names = _shared(config), _pool_names(config)
     return ResolvedConfig(
         temp_dir=temp_dir,
         state_dir=state_dir,
         pools=pools,
+        auto_pools=written == "auto",
         queue_limit=scheduler.queue_limit,
         max_wait_s=scheduler.max_wait,
         batch_deadline_s=scheduler.deadline_batch,
         queue_timeout_s=scheduler.queue_timeout,
-        beta=scheduler.beta,
-        hard=scheduler.hard,
+        policy=Policy(
+            kappa=DIALS[scheduler.dial] if scheduler.kappa is None else scheduler.kappa,
+            beta=scheduler.beta,
+            kappa_class=scheduler.kappa_class,
+            hard=scheduler.hard,
+            abandon_after_s=ABANDON_AFTER_S if scheduler.abandoned_loads == "stop" else None,
+            read_ahead=scheduler.read_ahead,
+        ),
+        comments_every_s=config.waiting.comments_every or None,
+        processing=config.waiting.processing,
         control=ControlAddress(control.host, control.port) if isinstance(control, ControlModel) else None,
         servers=tuple(
             ResolvedServer(
@@ -145,7 +166,7 @@ def resolve(loaded: LoadedConfig) -> ResolvedConfig:
             )
             for server in config.servers
         ),
-        instances=tuple(_instance(config, members, temp_dir, state_dir, pools) for members in _members(shared)),
+        instances=tuple(_instance(config, members, temp_dir, state_dir, names) for members in _members(shared)),
         # Naming one endpoint twice is a warning, and loads it once.
         warmup=tuple(dict.fromkeys(endpoint_id(entry.server, entry.endpoint) for entry in config.warmup)),
     )
@@ -218,8 +239,7 @@ def _endpoint(
     config: Config, server: ServerModel, endpoint: EndpointModel, shared: Mapping[EndpointId, _Member]
 ) -> ResolvedEndpoint:
     own_id = endpoint_id(server.name, endpoint.name)
-    word = endpoint.priority
-    priority = PRIORITIES[word] if isinstance(word, str) else word
+    priority = priority_of(endpoint.priority)
     max_wait_s = endpoint.max_wait
     if max_wait_s is None:
         max_wait_s = config.scheduler.deadline_batch if priority < 0 else config.scheduler.max_wait
@@ -233,6 +253,7 @@ def _endpoint(
         type=backend_type(endpoint.backend, config.backends[endpoint.backend]),
         priority=priority,
         max_wait_s=max_wait_s,
+        max_priority=priority if endpoint.max_priority is None else priority_of(endpoint.max_priority),
         traffic_rules=tuple(
             TrafficRule(rule.match, TrafficClass(rule.traffic_class), rule.volatile) for rule in endpoint.traffic
         ),
@@ -240,7 +261,7 @@ def _endpoint(
 
 
 def _instance(
-    config: Config, members: Sequence[_Member], temp_dir: Path, state_dir: Path, pools: Mapping[PoolId, int] | None
+    config: Config, members: Sequence[_Member], temp_dir: Path, state_dir: Path, pools: Sequence[str] | None
 ) -> ResolvedInstance:
     """One instance with what its endpoints say of it: the largest needs, the strictest wishes."""
     first = members[0]
@@ -250,6 +271,7 @@ def _instance(
     limits = [one.concurrency for one in endpoints if one.concurrency is not None]
     idle = [one.idle_unload for one in endpoints if one.idle_unload is not None]
     declared = [one.memory for one in endpoints if one.memory is not None]
+    place = next((one.pool for one in endpoints if one.pool is not None), None)
     return ResolvedInstance(
         id=first.instance,
         name=first.endpoint.name,
@@ -257,12 +279,13 @@ def _instance(
             _settings(config, first.id, first.endpoint, backend, kind, temp_dir, state_dir),
             ui_prefix=next((normal_prefix(one.path_prefix) for one in endpoints if one.strip_prefix), ""),
         ),
-        memory=_largest(declared, pools) if declared and pools is not None else None,
-        memory_unloaded=_largest([one.memory_unloaded for one in endpoints], pools),
+        memory=_largest(declared, pools, place) if declared and pools is not None else None,
+        memory_unloaded=_largest([one.memory_unloaded for one in endpoints], pools, place),
         concurrency=max(limits, default=None),
         queue_limit=max(one.queue_limit or config.scheduler.queue_limit for one in endpoints),
         idle_unload_s=min(idle, default=None),
         pinned=any(one.pinned for one in endpoints),
+        pool=PoolId(place) if place is not None else None,
     )
 
 
@@ -306,13 +329,32 @@ def _call(call: HttpCallModel | None) -> HttpCall | None:
     return HttpCall(call.method, call.path, call.body_text, tuple(call.expect), busy_when)
 
 
-def _largest(values: Sequence[dict[str, int] | int | None], pools: Mapping[PoolId, int] | None) -> dict[PoolId, int]:
+def priority_of(word: str | int) -> int:
+    """The number that a priority stands for."""
+    return PRIORITIES[word] if isinstance(word, str) else word
+
+
+def _pool_names(config: Config) -> list[str] | None:
+    """The pools that the operator named; empty: those of the machine, not known yet; None: one exclusive pool."""
+    written = config.memory.pools
+    return list(written) if isinstance(written, dict) else [] if written == "auto" else None
+
+
+def _largest(
+    values: Sequence[dict[str, int] | int | None], pools: Sequence[str] | None, place: str | None
+) -> dict[PoolId, int]:
     """The largest of some footprints, pool by pool."""
     largest: dict[PoolId, int] = {}
     for value in values:
         if value is None or pools is None:
             continue
-        sizes = value if isinstance(value, dict) else {first_gpu_pool(list(pools)): value}
+        sizes = value if isinstance(value, dict) else {place or _some_gpu(pools): value}
         for pool, size_bytes in sizes.items():
             largest[PoolId(pool)] = max(size_bytes, largest.get(PoolId(pool), 0))
     return largest
+
+
+def _some_gpu(pools: Sequence[str]) -> str:
+    """The pool of a size that names none: the only one there is, else whichever suits."""
+    several = not pools or sum(name.startswith("gpu") for name in pools) > 1
+    return ANY_GPU if several else first_gpu_pool(pools)

@@ -60,10 +60,10 @@ def _shown(text: str) -> dict[str, Any]:
 class MemoryModel(Model):
     """What the machine has."""
 
-    pools: Pools | None = Field(
-        default=None,
+    pools: Pools = Field(
+        default="auto",
         description="Memory that models share, in bytes per pool: `gpu0`, `gpu1`, `ram` or names of your own. `auto` "
-        "asks the machine. Without it there is one exclusive pool: one endpoint is loaded at a time.",
+        "asks the machine; where it tells nothing, and with `exclusive`, one endpoint is loaded at a time.",
     )
 
 
@@ -113,6 +113,30 @@ class SchedulerModel(Model):
         ge=0,
         le=1000,
         description="Longest time an endpoint that must yield still serves its older requests, in swap round trips.",
+    )
+    abandoned_loads: Literal["stop", "keep"] = Field(
+        default="stop",
+        description="What becomes of a model that is still loading when the last client that waited for it has left: "
+        "`stop` gives up after five seconds, `keep` carries on.",
+    )
+    read_ahead: bool = Field(
+        default=True,
+        description="Read the files of a model that must wait into the page cache meanwhile, as far as memory is free.",
+    )
+
+
+class WaitingModel(Model):
+    """What a client sees while its request waits for a model."""
+
+    comments_every: Duration = Field(
+        default=10 * SECONDS,
+        description="Seconds between the comments that keep a waiting event stream alive; `0` sends none.",
+        json_schema_extra=_shown("10s"),
+    )
+    processing: bool = Field(
+        default=False,
+        description="Send `102 Processing` every ten seconds to the other HTTP/1.1 requests that wait. Many clients "
+        "do not expect it.",
     )
 
 
@@ -258,8 +282,12 @@ class EndpointModel(Model):
     )
     memory: Footprint | None = Field(
         default=None,
-        description="Bytes needed while loaded: on the first GPU pool, or per pool. Without it the whole first GPU "
-        "pool is assumed.",
+        description="Bytes needed while loaded: on whichever GPU pool suits, or per pool. Without it they are learned, "
+        "or estimated from the model's files; while nothing is known, all GPU pools are assumed.",
+    )
+    pool: Name | None = Field(
+        default=None,
+        description="The GPU pool to place it on; without it whichever suits, by the program's environment.",
     )
     memory_unloaded: Footprint | None = Field(
         default=None, description="Bytes still held after the model was unloaded and the process kept; same form."
@@ -267,6 +295,11 @@ class EndpointModel(Model):
     priority: Priority = Field(
         default="interactive",
         description="`interactive` (0), `batch` (-10) or a number from -100 to 100; larger goes first.",
+    )
+    max_priority: Priority | None = Field(
+        default=None,
+        description="The most urgent priority that a request may ask for by the header `X-Juggler-Priority`; without "
+        "it the endpoint's own `priority`. Any request may ask for less.",
     )
     max_wait: PositiveDuration | None = Field(
         default=None, description="Seconds after which a waiting request is due; without it the scheduler's."
@@ -331,6 +364,9 @@ class Config(Model):
     control: Annotated[
         Annotated[Literal[False], Tag("<switch>")] | Annotated[ControlModel, Tag("<object>")], _control_form
     ] = Field(default_factory=ControlModel, description="Where the juggler itself answers; `false` switches it off.")
+    waiting: WaitingModel = Field(
+        default_factory=WaitingModel, description="What a client sees while its request waits."
+    )
     kv_cache: KvCacheModel = Field(default_factory=KvCacheModel, description="Saved conversation state.")
     backends: dict[Name, BackendModel] = Field(description="The programs, by name; the name is the type if it is one.")
     servers: Annotated[list[ServerModel], Field(min_length=1)] = Field(description="The addresses that clients use.")
@@ -356,6 +392,7 @@ MODELS: dict[tuple[str, ...], type[Model]] = {
     ("memory",): MemoryModel,
     ("scheduler",): SchedulerModel,
     ("control",): ControlModel,
+    ("waiting",): WaitingModel,
     ("kv_cache",): KvCacheModel,
     ("backends", "*"): BackendModel,
     ("backends", "*", "unload"): HttpCallModel,

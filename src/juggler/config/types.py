@@ -199,7 +199,7 @@ Footprint = Annotated[
 _pools_form = Discriminator(lambda value: "<word>" if isinstance(value, str) else "<per pool>")
 Pools = Annotated[
     Annotated[dict[Name, PositiveSize], Field(min_length=1), BeforeValidator(_no_remarks), Tag("<per pool>")]
-    | Annotated[Literal["auto"], Tag("<word>")],
+    | Annotated[Literal["auto", "exclusive"], Tag("<word>")],
     _pools_form,
 ]
 

@@ -1,7 +1,7 @@
 """How the values of a configuration fit together; everything that can be judged from the file alone."""
 
 import ipaddress
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -275,12 +275,17 @@ class _Checks:
         pools = self.config.memory.pools
         keys = [key for key in ("memory", "memory_unloaded") if getattr(endpoint, key) is not None]
         if not isinstance(pools, dict):
-            for key in keys if pools is None else ():
-                message = f'{quoted(key)} has no effect without "memory": {{"pools": ...}}'
+            for key in keys if pools == "exclusive" else ():
+                message = f"{quoted(key)} has no effect with one exclusive pool"
                 self._warn((*path, key), message, code="no-effect", at_key=True)
             return
+        if endpoint.pool is not None and endpoint.pool not in pools:
+            near = closest(endpoint.pool, pools)
+            hint = f"did you mean {quoted(near)}?" if near else f"there is {listing(pools)}"
+            message = f"there is no pool {quoted(endpoint.pool)}"
+            self._error((*path, "pool"), message, hint=hint, code="unknown-pool")
         for key in keys:
-            for pool, size_bytes, where in self._footprint((*path, key), getattr(endpoint, key), list(pools)):
+            for pool, size_bytes, where in self._footprint((*path, key), getattr(endpoint, key), pools):
                 if pool not in pools:
                     near = closest(pool, pools)
                     hint = f"did you mean {quoted(near)}?" if near else f"there is {listing(pools)}"
@@ -289,23 +294,22 @@ class _Checks:
                     message = f"{format_size(size_bytes)} can never fit: the pool {quoted(pool)} has "
                     self._error(where, message + format_size(pools[pool]), code="does-not-fit")
         if len(keys) == 2:
-            loaded = {p: s for p, s, _ in self._footprint(path, endpoint.memory, list(pools))}
-            for pool, size_bytes, where in self._footprint(
-                (*path, "memory_unloaded"), endpoint.memory_unloaded, list(pools)
-            ):
+            loaded = {p: s for p, s, _ in self._footprint(path, endpoint.memory, pools)}
+            for pool, size_bytes, where in self._footprint((*path, "memory_unloaded"), endpoint.memory_unloaded, pools):
                 if pool in loaded and size_bytes > loaded[pool]:
                     message = f"more memory on {quoted(pool)} unloaded than loaded"
                     self._warn(where, message, code="unloaded-larger")
 
     @staticmethod
     def _footprint(
-        path: PathParts, value: dict[str, int] | int | None, pools: Sequence[str]
+        path: PathParts, value: dict[str, int] | int | None, pools: Mapping[str, int]
     ) -> Iterator[tuple[str, int, PathParts]]:
-        """Pool, bytes and place of each part of a footprint."""
+        """Pool, bytes and place of each part of a footprint; of several GPU pools the largest stands for all."""
         if isinstance(value, dict):
             yield from ((pool, size_bytes, (*path, pool)) for pool, size_bytes in value.items())
         elif value is not None:
-            yield first_gpu_pool(pools), value, path
+            gpus = [pool for pool in pools if pool.startswith("gpu")]
+            yield max(gpus, key=lambda pool: pools[pool], default=first_gpu_pool(list(pools))), value, path
 
     def _pinned(self) -> None:
         pools = self.config.memory.pools
@@ -315,9 +319,7 @@ class _Checks:
         for index, server in enumerate(self.config.servers):
             for position, endpoint in enumerate(server.endpoints):
                 path: PathParts = ("servers", index, "endpoints", position)
-                for pool, size_bytes, _ in (
-                    self._footprint(path, endpoint.memory, list(pools)) if endpoint.pinned else ()
-                ):
+                for pool, size_bytes, _ in self._footprint(path, endpoint.memory, pools) if endpoint.pinned else ():
                     before = pinned_bytes.get(pool, 0)
                     pinned_bytes[pool] = before + size_bytes
                     if before <= pools.get(pool, 0) < pinned_bytes[pool] and before:

@@ -7,10 +7,12 @@ assumed ``localhost``. No pid, signal number, ``Popen`` or ``/proc`` appears abo
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from juggler.backends.base import Address, LaunchPlan, StopStep
+from juggler.ids import PoolId
+from juggler.lifecycle.page_cache import FileCache
 
 LOCAL_NODE = "local"
 """Memory is keyed by (node, pool); this is the only node so far."""
@@ -37,6 +39,41 @@ class LaunchInfo:
     address: Address
     alive: bool
     exit: ExitReport | None
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPool:
+    """Memory of a node that processes share: a GPU's, or main memory."""
+
+    pool: PoolId
+    name: str
+    """For people: ``NVIDIA H100 80GB HBM3``."""
+    total_bytes: int
+    key: str = ""
+    """Tells this device with its driver from others: what was learned on one does not hold for another."""
+    placement: Mapping[str, str] = field(default_factory=dict)
+    """Environment that makes a program use this device alone; empty: there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class MachineMemory:
+    """What ``pools`` found."""
+
+    pools: tuple[MemoryPool, ...] = ()
+    troubles: tuple[str, ...] = ()
+    """Drivers that do not answer and the like, one sentence each."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolUse:
+    """One pool at one moment."""
+
+    total_bytes: int
+    free_bytes: int
+    launches: Mapping[str, int] | None
+    """Bytes per launch, its descendants included; None: this node does not tell per process."""
+    others: tuple[tuple[str, int], ...] = ()
+    """Programs that were not launched from here, the largest first: ``("pid 4711 blender", bytes)``."""
 
 
 class LaunchHandle(Protocol):
@@ -96,6 +133,18 @@ class Launcher(Protocol):
 
     async def memory(self, launch_id: str) -> Mapping[str, int]:
         """Bytes held now by the launch, per kind (``rss``); empty where nothing can be measured."""
+        ...
+
+    async def pools(self) -> MachineMemory:
+        """The memory there is. Bounded, never raises; the first call may take seconds, later ones do not."""
+        ...
+
+    async def measure(self) -> Mapping[PoolId, PoolUse]:
+        """What of it is in use now; pools that cannot be measured are left out. Bounded, never raises."""
+        ...
+
+    async def cached(self, files: Sequence[str]) -> Sequence[FileCache]:
+        """How much of each file is in the page cache; what does not exist is left out."""
         ...
 
     async def prefetch(self, files: Sequence[str], limit_bytes: int) -> int:

@@ -33,6 +33,7 @@ from juggler.scheduler.events import (
     Event,
     FilesSeen,
     FirstByte,
+    FootprintExpected,
     FootprintMeasured,
     InstanceGone,
     InstanceReady,
@@ -40,6 +41,7 @@ from juggler.scheduler.events import (
     Kind,
     OrderGiven,
     OrderKind,
+    PoolsFound,
     PoolsMeasured,
     ProcessExited,
     RequestArrived,
@@ -52,7 +54,7 @@ from juggler.scheduler.events import (
 )
 from juggler.scheduler.failures import note_failure, tries_again
 from juggler.scheduler.foreign import believe
-from juggler.scheduler.ledger import Amounts
+from juggler.scheduler.ledger import Amounts, Ledger
 from juggler.scheduler.policy import Policy, weight_of
 from juggler.scheduler.queue import Waiting
 from juggler.scheduler.state import Instance, InstanceSpec, Order, Probe, SchedulerState
@@ -80,6 +82,8 @@ class Scheduler:
             RequestEnded: self._on_request_ended,
             StartDeferred: self._on_start_deferred,
             PoolsMeasured: self._on_pools_measured,
+            PoolsFound: self._on_pools_found,
+            FootprintExpected: self._on_footprint_expected,
             FootprintMeasured: self._on_footprint_measured,
             FilesSeen: self._on_files_seen,
             InstanceReady: self._on_instance_ready,
@@ -252,6 +256,18 @@ class Scheduler:
     def _on_pools_measured(self, event: PoolsMeasured, out: list[Command]) -> None:
         believe(self.state, event)
         self._decide(event.now, out)
+
+    def _on_pools_found(self, event: PoolsFound, out: list[Command]) -> None:
+        if any(instance.residency not in GONE for instance in self.state.instances.values()):
+            raise InvalidTransition("pools were found after the first load")
+        self.state.ledger = Ledger(event.capacity)
+        self._decide(event.now, out)
+
+    def _on_footprint_expected(self, event: FootprintExpected, out: list[Command]) -> None:
+        instance = self.state.instances[event.instance]
+        if instance.residency in GONE:  # what is loaded is measured
+            self.state.expect(instance, event.placements, event.unloaded, whole=event.whole)
+            self._decide(event.now, out)
 
     def _on_footprint_measured(self, event: FootprintMeasured, out: list[Command]) -> None:
         self.state.measure(self.state.instances[event.instance], event.footprint, event.unloaded)

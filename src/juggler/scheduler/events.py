@@ -100,8 +100,31 @@ class PoolsMeasured:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolsFound:
+    """The memory there is to share; before the first load only."""
+
+    now: float
+    capacity: Amounts
+    """Bytes per pool."""
+
+
+@dataclass(frozen=True, slots=True)
+class FootprintExpected:
+    """What an instance will need, as declared, learned in earlier runs, or estimated; before it is loaded."""
+
+    now: float
+    instance: InstanceId
+    placements: tuple[Amounts, ...]
+    """Bytes per pool while loaded, one entry for each way to place it; at least one."""
+    unloaded: Amounts | None = None
+    """Bytes per pool after a soft unload; None: nothing new."""
+    whole: bool = False
+    """Nothing is known: it takes whatever its pools have that others do not use."""
+
+
+@dataclass(frozen=True, slots=True)
 class FootprintMeasured:
-    """What an instance was seen to hold, or is known to need from earlier runs."""
+    """What an instance was seen to hold."""
 
     now: float
     instance: InstanceId
@@ -247,6 +270,8 @@ Event = (
     | RequestEnded
     | StartDeferred
     | PoolsMeasured
+    | PoolsFound
+    | FootprintExpected
     | FootprintMeasured
     | FilesSeen
     | InstanceReady

@@ -23,6 +23,8 @@ def believe(state: SchedulerState, event: PoolsMeasured | StartDeferred) -> None
         state.measuring = False
     state.ledger.foreign = {pool: size for pool, size in measured.items() if size > 0}
     state.measured_at = event.now
+    for instance in state.instances.values():
+        state.fit_the_unknown(instance)
 
 
 def blamed_on_others(state: SchedulerState, wanting: Instance, way: Amounts) -> bool:

@@ -9,6 +9,10 @@ from dataclasses import dataclass
 from juggler.units import MINUTES, SECONDS
 
 
+ABANDON_AFTER_S = 5 * SECONDS
+"""A page that is loaded again, or a client that tries again, is back sooner."""
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """Defaults are those the policy was simulated with."""
@@ -60,9 +64,8 @@ class Policy:
     healthy_after_s: float = 60 * SECONDS
     """A process that was ready for this long starts with a clean slate when it exits."""
 
-    abandon_after_s: float | None = 5 * SECONDS
-    """A start that nobody waits for any more is given up after this long (a reload of a page comes back sooner);
-    None: it is carried through."""
+    abandon_after_s: float | None = ABANDON_AFTER_S
+    """A start that nobody waits for any more is given up after this long; None: it is carried through."""
 
     read_ahead: bool = True
     """Files of an endpoint that must wait are read into the page cache meanwhile."""

@@ -50,6 +50,8 @@ class InstanceSpec:
     """Bytes that an attached server counts for which cannot free any: what was declared, else nothing."""
     placements: tuple[Amounts, ...] = ()
     """Other ways to place it on the pools; empty: ``footprint`` is the only one."""
+    whole: bool = False
+    """``footprint`` is a guess: all that its pools have."""
     pinned: bool = False
     """Never a victim."""
     probes_busy: bool = False
@@ -116,6 +118,7 @@ class Instance:
         "spec",
         "swap",
         "unwanted_since",
+        "whole",
     )
 
     def __init__(self, spec: InstanceSpec, policy: Policy, total: Total) -> None:
@@ -170,6 +173,8 @@ class Instance:
         """Bytes per pool after a soft unload."""
         self.placements: tuple[Amounts, ...] = spec.placements or (spec.footprint,)
         """The ways in which it can be placed."""
+        self.whole = spec.whole
+        """Its footprint is not known: it takes what its pools have and others do not use."""
         self.cached: float | None = None
         """Share of its files in the page cache, as seen last."""
         self.cached_at_start: float | None = None
@@ -342,6 +347,25 @@ class SchedulerState:
         while len(self._may_return) > CLIENTS_KEPT:
             self._may_return.popitem(last=False)
 
+    def expect(
+        self, instance: Instance, placements: tuple[Amounts, ...], residue: Amounts | None, *, whole: bool
+    ) -> None:
+        """What a stopped instance will need."""
+        instance.placements, instance.full, instance.whole = placements, placements[0], whole
+        if residue is not None:
+            instance.residue = residue
+        self.fit_the_unknown(instance)
+
+    def fit_the_unknown(self, instance: Instance) -> None:
+        """One of which nothing is known gets along with what others leave of its pools."""
+        if not instance.whole or instance.residency not in GONE:
+            return
+        capacity, foreign = self.ledger.capacity, self.ledger.foreign
+        instance.placements = tuple(
+            {pool: max(0, capacity.get(pool, 0) - foreign.get(pool, 0)) for pool in way} for way in instance.placements
+        )
+        instance.full = instance.placements[0]
+
     def measure(self, instance: Instance, footprint: Amounts, residue: Amounts | None) -> None:
         """What the instance was seen to hold replaces what was believed, in the ledger too; never above a pool."""
         capacity = self.ledger.capacity
@@ -349,6 +373,7 @@ class SchedulerState:
         if residue is not None:
             instance.residue = {pool: min(size, capacity[pool]) for pool, size in residue.items() if pool in capacity}
         if seen:
+            instance.whole = False
             instance.grown = instance.grown or bool(shortage(seen, self.ledger.held(instance.id)))
             instance.placements = tuple(_as_seen(way, seen) for way in instance.placements)
             place = set(instance.full)

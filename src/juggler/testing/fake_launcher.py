@@ -1,11 +1,13 @@
 """Processes that exist only in memory, with the manners of bad ones where a test asks for them."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from juggler.backends.base import Address, LaunchPlan, StopStep
-from juggler.lifecycle.launcher import LOCAL_NODE, ExitReport, LaunchInfo
+from juggler.ids import PoolId
+from juggler.lifecycle.launcher import LOCAL_NODE, ExitReport, LaunchInfo, MachineMemory, PoolUse
+from juggler.lifecycle.page_cache import FileCache
 from juggler.testing.scripted import Act
 
 
@@ -130,6 +132,15 @@ class FakeLauncher:
         self._programs = list(programs) or [FakeProgram()]
         self._reserve = reserve or Act()
         self._next_port = 40001
+        self.machine = MachineMemory()
+        """What ``pools`` finds."""
+        self.use: Callable[[], Mapping[PoolId, PoolUse]] | None = None
+        """What ``measure`` sees; None: nothing."""
+        self.measured = 0
+        """Calls of ``measure``."""
+        self.files: dict[str, tuple[int, float | None]] = {}
+        """Size of each file, and the share of it that is in the page cache."""
+        self.prefetched: list[str] = []
         self.handles: list[FakeHandle] = []
         """Every process that was ever started, in order."""
 
@@ -165,8 +176,27 @@ class FakeLauncher:
     async def memory(self, launch_id: str) -> Mapping[str, int]:
         return {}
 
+    async def pools(self) -> MachineMemory:
+        return self.machine
+
+    async def measure(self) -> Mapping[PoolId, PoolUse]:
+        self.measured += 1
+        return self.use() if self.use is not None else {}
+
+    async def cached(self, files: Sequence[str]) -> Sequence[FileCache]:
+        return [FileCache(file, *self.files[file]) for file in files if file in self.files]
+
     async def prefetch(self, files: Sequence[str], limit_bytes: int) -> int:
-        return 0
+        """Reads at 1 GB/s of the loop's time."""
+        total = 0
+        for file in files:
+            size, share = self.files.get(file, (0, 0.0))
+            count = min(size, limit_bytes - total)
+            await asyncio.sleep(count / 1e9)
+            self.files[file] = (size, max(share or 0.0, count / size if size else 1.0))
+            self.prefetched.append(file)
+            total += count
+        return total
 
     async def close(self) -> None:
         for handle in self.live:

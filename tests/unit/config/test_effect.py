@@ -31,10 +31,10 @@ def test_the_seed_file() -> None:
 @pytest.mark.parametrize(
     ("arguments", "keys"),
     [
-        ({"memory": {"pools": "auto"}}, ["memory.pools"]),
+        ({"memory": {"pools": "auto"}}, []),
         ({"memory": {"pools": {"gpu0": 1}}}, []),
-        ({"scheduler": {"dial": "fair"}}, ["scheduler.dial"]),
-        ({"scheduler": {"kappa": 1, "kappa_class": 2}}, ["scheduler.kappa", "scheduler.kappa_class"]),
+        ({"scheduler": {"dial": "fair"}}, []),
+        ({"scheduler": {"kappa": 1, "kappa_class": 2}}, []),
         ({"scheduler": {"beta": 1, "hard": 2, "max_wait": 3, "queue_limit": 4, "deadline_batch": 5, "_dial": 6}}, []),
         ({"scheduler": {"dial": None}}, []),
         ({"backend": {"type": "command", "binary": "/x", "attach_to": "http://x", "model_unloading": False}}, []),

@@ -148,7 +148,7 @@ MARK = "\N{BROKEN BAR}"
             config('"memory": {"pools": {"gpu0": ¦"24GX"}}'),
             '"gpu0": \'24GX\' is not a size: give bytes, or text such as "18GiB", "500MB" or "64k"',
         ),
-        (config('"memory": {"pools": ¦"all"}'), '"pools" must be "auto", not the text "all"'),
+        (config('"memory": {"pools": ¦"all"}'), '"pools" must be "auto" or "exclusive", not the text "all"'),
         (config('"memory": {"pools": ¦{}}'), '"pools" must not be empty'),
         (
             config('"scheduler": {"max_wait": ¦"soon"}'),

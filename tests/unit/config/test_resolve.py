@@ -19,8 +19,9 @@ from juggler.config.resolve import (
     expand,
     resolve,
 )
-from juggler.ids import EndpointId, InstanceId
+from juggler.ids import ANY_GPU, EndpointId, InstanceId
 from juggler.routing.traffic import TrafficClass, TrafficRule
+from juggler.scheduler.policy import Policy
 from juggler.units import GIB
 
 SEED = Path(__file__).parent / "data" / "seed.json"
@@ -52,9 +53,10 @@ def test_defaults() -> None:
     assert config.temp_dir.parent == Path(tempfile.gettempdir())
     assert config.temp_dir.name.startswith("juggler-")
     assert config.state_dir == platformdirs.user_state_path("juggler")
-    assert config.pools is None
+    assert (config.pools, config.auto_pools) == (None, True)
     assert (config.queue_limit, config.max_wait_s, config.batch_deadline_s) == (512, 60.0, 300.0)
-    assert (config.queue_timeout_s, config.beta, config.hard) == (1800.0, 3.0, 12.0)
+    assert (config.queue_timeout_s, config.policy) == (1800.0, Policy())
+    assert (config.comments_every_s, config.processing) == (10.0, False)
     assert config.control == ControlAddress("127.0.0.1", 8020)
     assert config.warmup == ()
     server = config.servers[0]
@@ -97,7 +99,8 @@ def test_everything_written() -> None:
     assert (config.temp_dir, config.state_dir, config.control) == (Path("/t"), Path("/s"), None)
     assert list((config.pools or {}).items()) == [("ram", 64 * GIB), ("gpu0", 24 * GIB)]
     assert (config.max_wait_s, config.batch_deadline_s, config.queue_limit) == (5.0, 50.0, 9)
-    assert (config.queue_timeout_s, config.beta, config.hard, config.warmup) == (500.0, 1.0, 2.0, ("S/E",))
+    assert (config.queue_timeout_s, config.policy.beta, config.policy.hard) == (500.0, 1.0, 2.0)
+    assert config.warmup == ("S/E",)
     endpoint = only(config)
     assert (endpoint.prefix, endpoint.strip_prefix, endpoint.priority, endpoint.max_wait_s) == ("/v", True, -10, 50.0)
     one = instance(config)
@@ -133,9 +136,37 @@ def test_priorities_and_due_times(keys: dict[str, Any], priority: int, max_wait_
 
 def test_memory_without_pools_is_not_used() -> None:
     """One exclusive pool: footprints mean nothing, and no name of a pool may slip through."""
-    for top in ({}, {"memory": {"pools": "auto"}}):
-        config = resolved({"memory": {"gpu0": 5}, "memory_unloaded": 1}, **top)
-        assert (config.pools, instance(config).memory, instance(config).memory_unloaded) == (None, None, {})
+    config = resolved({"memory": {"gpu0": 5}, "memory_unloaded": 1}, memory={"pools": "exclusive"})
+    assert (config.pools, config.auto_pools) == (None, False)
+    assert (instance(config).memory, instance(config).memory_unloaded) == (None, {})
+
+
+def test_a_bare_size_goes_wherever_it_suits() -> None:
+    """With one GPU pool on that; with several, or pools that are not known yet, on any; by ``pool`` on that one."""
+    keys = {"memory": 7, "memory_unloaded": 1}
+    one, two = {"pools": {"ram": 9, "gpu0": 9}}, {"pools": {"gpu0": 9, "gpu1": 9}}
+    for memory, pool in ((one, "gpu0"), (two, ANY_GPU), ({"pools": "auto"}, ANY_GPU)):
+        found = instance(resolved(keys, memory=memory))
+        assert (found.memory, found.memory_unloaded, found.pool) == ({pool: 7}, {pool: 1}, None)
+    found = instance(resolved({**keys, "pool": "gpu1"}, memory=two))
+    assert (found.memory, found.memory_unloaded, found.pool) == ({"gpu1": 7}, {"gpu1": 1}, "gpu1")
+
+
+def test_the_dial_is_a_word_or_a_number() -> None:
+    assert [resolved(scheduler={"dial": word}).policy.kappa for word in ("fair", "throughput")] == [0.5, 3.0]
+    assert resolved(scheduler={"dial": "fair", "kappa": 2}).policy.kappa == 2.0
+    kept = resolved(scheduler={"abandoned_loads": "keep", "read_ahead": False, "kappa_class": 2}).policy
+    assert (kept.abandon_after_s, kept.read_ahead, kept.kappa_class) == (None, False, 2.0)
+
+
+def test_a_request_may_ask_for_what_its_endpoint_allows() -> None:
+    assert only(resolved({"priority": "batch"})).max_priority == -10
+    assert only(resolved({"priority": "batch", "max_priority": "interactive"})).max_priority == 0
+
+
+def test_waiting_clients() -> None:
+    config = resolved(waiting={"comments_every": 0, "processing": True})
+    assert (config.comments_every_s, config.processing) == (None, True)
 
 
 def test_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

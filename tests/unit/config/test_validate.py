@@ -226,7 +226,9 @@ def test_settings_without_effect() -> None:
     """Said once, at the key."""
     path = "servers[0].endpoints[0]"
     assert found(config(endpoint(strip_prefix=True))) == [("warning", "no-effect", f"{path}.strip_prefix")]
-    assert found(config(endpoint(memory="1GiB"))) == [("warning", "no-effect", f"{path}.memory")]
+    assert found(config(endpoint(memory="1GiB"), memory={"pools": "exclusive"})) == [
+        ("warning", "no-effect", f"{path}.memory")
+    ]
     assert found(config(endpoint(max_wait="2h"))) == [("warning", "never-due", f"{path}.max_wait")]
     assert found(config(scheduler={"max_wait": "2h"})) == [("warning", "never-due", "scheduler.max_wait")]
     document = config()
@@ -245,6 +247,8 @@ def test_settings_without_effect() -> None:
         ({"memory": {"gpu0": "24GiB", "ram": "64GiB"}}, []),
         ({"memory": {"gpu0": 1, "ram": "65GiB"}}, [("error", "does-not-fit", "memory.ram")]),
         ({"memory": {"gpu1": 1}}, [("error", "unknown-pool", "memory.gpu1")]),
+        ({"pool": "gpu1"}, [("error", "unknown-pool", "pool")]),
+        ({"pool": "gpu0"}, []),
         ({"memory_unloaded": {"rom": 1}}, [("error", "unknown-pool", "memory_unloaded.rom")]),
         ({"memory": "1GiB", "memory_unloaded": "2GiB"}, [("warning", "unloaded-larger", "memory_unloaded")]),
         ({"memory": {"gpu0": 5}, "memory_unloaded": {"ram": 9}}, []),
