@@ -18,16 +18,17 @@ from juggler.engine import EndpointPolicy, Engine
 from juggler.errors import ConfigError
 from juggler.gateway import EndpointGateway
 from juggler.ids import InstanceId
+from juggler.keeper import MemoryKeeper
 from juggler.lifecycle.launcher import Launcher
 from juggler.lifecycle.local import LocalLauncher
 from juggler.lifecycle.supervisor import Supervisor
+from juggler.memory.store import LearnedStore
 from juggler.proxy.listener import Listener, start_listener
 from juggler.proxy.replies import Replies
 from juggler.routing.table import Entry, RoutingTable
 from juggler.routing.traffic import TrafficTable
 from juggler.scheduler.core import Scheduler
 from juggler.scheduler.ledger import EXCLUSIVE_POOL, Amounts
-from juggler.scheduler.policy import Policy
 from juggler.scheduler.state import InstanceSpec
 from juggler.warmup import Warmup
 
@@ -59,6 +60,7 @@ class App:
     on_listening: Callable[["App"], None] | None = None
     """Called once all listeners are open."""
     engine: Engine = field(init=False)
+    keeper: MemoryKeeper = field(init=False)
     warmup: Warmup = field(init=False)
     listeners: dict[str, Listener] = field(init=False, default_factory=dict)
     """By server name."""
@@ -81,6 +83,17 @@ class App:
             launcher = LocalLauncher()
         backends = {one.id: create(one.settings) for one in self.config.instances}
         self.engine = _make_engine(self.config, backends, clock)
+        self.keeper = MemoryKeeper(
+            self.engine.scheduler,
+            {one.id: (one, backends[one.id]) for one in self.config.instances},
+            launcher,
+            LearnedStore(self.config.state_dir / "learned.json"),
+            clock,
+            self.engine.post,
+            declared=self.config.pools,
+            automatic=self.config.auto_pools,
+        )
+        self.engine.keeper = self.keeper
         self.warmup = Warmup(self.config.warmup)
         for instance, backend in backends.items():
             self.engine.supervisors[instance] = Supervisor(
@@ -88,8 +101,10 @@ class App:
             )
         try:
             async with asyncio.TaskGroup() as tasks:
-                owners = [
-                    tasks.create_task(supervisor.run(), name=f"supervisor {instance}")
+                await self._listen()
+                owners = [tasks.create_task(self._keep_memory(), name="memory")]
+                owners += [
+                    tasks.create_task(self._own(supervisor), name=f"supervisor {instance}")
                     for instance, supervisor in self.engine.supervisors.items()
                 ]
                 try:
@@ -97,6 +112,7 @@ class App:
                 finally:
                     for owner in owners:
                         owner.cancel()
+                    await self.keeper.save()
         except ExceptionGroup as group:
             raise group.exceptions[0] from group
         finally:
@@ -104,8 +120,20 @@ class App:
                 listener.abort()
             await launcher.close()
 
+    async def _keep_memory(self) -> None:
+        """Find the memory, let requests in, and watch it from then on."""
+        try:
+            await self.keeper.open()
+        finally:
+            self.engine.opened.set()
+        await self.keeper.run()
+
+    async def _own(self, supervisor: Supervisor) -> None:
+        """An owner looks for servers to attach to as soon as it runs: not before the memory is known."""
+        await self.engine.opened.wait()
+        await supervisor.run()
+
     async def _serve(self, tasks: asyncio.TaskGroup, launcher: Launcher) -> None:
-        await self._listen()
         if isinstance(launcher, LocalLauncher):
             launcher.prepare()  # the first start finds a guardian ready
         warming = tasks.create_task(self.warmup.run(self.engine), name="warm-up")
@@ -183,14 +211,15 @@ class App:
 
 
 def _make_engine(config: ResolvedConfig, backends: Mapping[InstanceId, Backend], clock: SystemClock) -> Engine:
-    policy = Policy(beta=config.beta, hard=config.hard)
     capacity: Amounts = config.pools if config.pools is not None else {EXCLUSIVE_POOL: 1}
     specs = [_spec(config, one, backends[one.id]) for one in config.instances]
     endpoints = [endpoint for server in config.servers for endpoint in server.endpoints]
     return Engine(
-        Scheduler(specs, capacity, policy),
+        Scheduler(specs, capacity, config.policy),
         {
-            one.id: EndpointPolicy(one.name, one.instance, one.priority, one.max_wait_s, config.queue_timeout_s)
+            one.id: EndpointPolicy(
+                one.name, one.instance, one.priority, one.max_wait_s, config.queue_timeout_s, one.max_priority
+            )
             for one in endpoints
         },
         clock,
@@ -205,7 +234,6 @@ def _spec(config: ResolvedConfig, instance: ResolvedInstance, backend: Backend) 
         id=instance.id,
         name=instance.name,
         footprint=footprint,
-        footprint_unloaded=instance.memory_unloaded,
         footprint_kept=footprint if instance.memory is not None else {},
         slots=instance.concurrency or backend.default_concurrency,
         queue_limit=instance.queue_limit,
@@ -220,13 +248,10 @@ def _spec(config: ResolvedConfig, instance: ResolvedInstance, backend: Backend) 
 
 
 def _footprint(config: ResolvedConfig, instance: ResolvedInstance) -> Amounts:
-    """While loaded. Nothing known of memory: the whole of the only pool; of this instance: the first pool."""
+    """Until more is known (``MemoryKeeper.open``): what is declared, else all of every pool."""
     if config.pools is None:
         return {EXCLUSIVE_POOL: 1}
-    if instance.memory is not None:
-        return instance.memory
-    pool = next((name for name in config.pools if name.startswith("gpu")), next(iter(config.pools)))
-    return {pool: config.pools[pool]}
+    return instance.memory if instance.memory is not None else dict(config.pools)
 
 
 def _traffic(endpoint: ResolvedEndpoint) -> TrafficTable:

@@ -10,22 +10,27 @@ import copy
 import itertools
 import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from juggler.backends.base import Address
 from juggler.clock import Clock
 from juggler.errors import BackendError, InvalidTransition, JugglerError
 from juggler.ids import EndpointId, InstanceId, RequestId
+from juggler.keeper import MemoryKeeper
 from juggler.lifecycle.supervisor import Supervisor
-from juggler.proxy.contract import ExchangeResult, RequestInfo, Route
+from juggler.proxy.contract import ExchangeResult, LeaseTiming, RequestInfo, Route
 from juggler.proxy.upstream import UpstreamPool
+from juggler.proxy.wishes import NO_WISHES, Wishes
+from juggler.routing.client import client_of
 from juggler.routing.traffic import TrafficClass
 from juggler.scheduler import commands, events
 from juggler.scheduler.admission import answers_light
 from juggler.scheduler.core import Scheduler
-from juggler.scheduler.transitions import GONE
-from juggler.units import SECONDS, format_duration
+from juggler.scheduler.telling import log_line
+from juggler.scheduler.transitions import GONE, Residency
+from juggler.units import SECONDS
 
 _log = logging.getLogger("juggler.engine")
 
@@ -51,6 +56,8 @@ class EndpointPolicy:
     priority: int
     max_wait_s: float
     timeout_s: float
+    max_priority: int = 0
+    """The most that a request may ask for."""
 
 
 class _Waiter:
@@ -71,13 +78,17 @@ class _Waiter:
 class EngineLease:
     """The right to use one ready instance for one exchange; see ``proxy.contract.Lease``."""
 
-    __slots__ = ("_engine", "_instance", "_request", "upstream")
+    __slots__ = ("_engine", "_granted_at", "_instance", "_request", "timing", "upstream")
 
-    def __init__(self, engine: "Engine", request: RequestId, instance: InstanceId, upstream: UpstreamPool) -> None:
+    def __init__(
+        self, engine: "Engine", request: RequestId, instance: InstanceId, upstream: UpstreamPool, timing: LeaseTiming
+    ) -> None:
         self._engine = engine
         self._request: RequestId | None = request
         self._instance = instance
+        self._granted_at = engine.now()
         self.upstream = upstream
+        self.timing: LeaseTiming | None = timing
 
     def switched(self) -> None:
         """A tunnel holds no memory where the backend itself tells whether it works: the socket may idle for days."""
@@ -89,6 +100,8 @@ class EngineLease:
         if result.error in _SUSPICIOUS:
             self._engine.supervisors[self._instance].suspect()
         if self._request is not None:
+            if result.first_byte_s is not None:
+                self._engine.answered(self._request, self._granted_at + result.first_byte_s)
             self._engine.ended(self._request)
 
 
@@ -110,6 +123,10 @@ class Engine:
         self.scheduler = scheduler
         self.endpoints = dict(endpoints)
         self.supervisors: dict[InstanceId, Supervisor] = {}
+        self.keeper: MemoryKeeper | None = None
+        """Knows the memory; None: only what was declared."""
+        self.opened = asyncio.Event()
+        """The memory is known, or known not to be: from now on requests are decided on."""
         self.finished = asyncio.Event()
         """Set when a shutdown has ended every process."""
         self._clock = clock
@@ -122,6 +139,9 @@ class Engine:
         self._pools: dict[InstanceId, UpstreamPool] = {}
         self._addresses: dict[InstanceId, Address] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._beginning: dict[InstanceId, asyncio.Task[None]] = {}
+        """Loads whose memory is being looked for: nothing of them exists yet."""
         self._run = {
             commands.Forward: self._on_forward,
             commands.Loaded: self._on_loaded,
@@ -131,6 +151,8 @@ class Engine:
             commands.WakeInstance: self._on_wake,
             commands.UnloadInstance: self._on_unload,
             commands.StopInstance: self._on_stop,
+            commands.ReadAhead: self._on_read_ahead,
+            commands.MeasurePools: self._on_measure_pools,
             commands.ProbeBusy: self._on_probe_busy,
             commands.OrderDone: self._on_order_done,
             commands.SetTimer: self._on_set_timer,
@@ -149,12 +171,28 @@ class Engine:
         kind = _KINDS[route.traffic]
         if route.traffic is TrafficClass.START and self._answers(route.endpoint):
             kind = events.Kind.LIGHT
-        request_id, instance = await self._ask(route.endpoint, kind)
+        asked_at = self.now()
+        if not self.opened.is_set():
+            await self.opened.wait()
+        client = client_of(request.client, request.headers) if kind is events.Kind.WORK else ""
+        request_id, instance = await self._ask(route.endpoint, kind, request.wishes, client)
         pool = self._pools.get(instance)
         if pool is None:  # the instance died between the grant and this turn of the loop
             self.ended(request_id)
             raise BackendError(f"{route.endpoint_name!r} ended just now", endpoint=route.endpoint_name, retry_after_s=1)
-        return EngineLease(self, request_id, instance, pool)
+        return EngineLease(self, request_id, instance, pool, self._timing(instance, asked_at))
+
+    def _timing(self, instance_id: InstanceId, asked_at: float) -> LeaseTiming:
+        """How long a request that asked at ``asked_at`` and is let in now has waited, and for what."""
+        instance = self.scheduler.state.instances[instance_id]
+        waited_s = self.now() - asked_at
+        loading_s = instance.loaded_at - max(instance.load_began_at, asked_at)
+        load_s = min(waited_s, loading_s) if instance.loaded_at > asked_at else 0.0
+        return LeaseTiming(queue_s=waited_s - load_s, load_s=load_s, loaded=instance.loaded_at > asked_at)
+
+    def now(self) -> float:
+        """Monotonic seconds, as in every event."""
+        return self._clock.monotonic()
 
     def _answers(self, endpoint: EndpointId) -> bool:
         return answers_light(self.scheduler.state.instances[self.endpoints[endpoint].instance])
@@ -169,10 +207,15 @@ class Engine:
         Raises:
             JugglerError: It cannot be loaded.
         """
-        await self._ask(endpoint, events.Kind.LOAD)
+        await self.opened.wait()
+        await self._ask(endpoint, events.Kind.LOAD, NO_WISHES, "")
 
-    async def _ask(self, endpoint: EndpointId, kind: events.Kind) -> tuple[RequestId, InstanceId]:
+    async def _ask(
+        self, endpoint: EndpointId, kind: events.Kind, wishes: Wishes, client: str
+    ) -> tuple[RequestId, InstanceId]:
         policy = self.endpoints[endpoint]
+        priority = policy.priority if wishes.priority is None else min(wishes.priority, policy.max_priority)
+        timeout_s = policy.timeout_s if wishes.max_wait_s is None else min(wishes.max_wait_s, policy.timeout_s)
         if kind in (events.Kind.WORK, events.Kind.LOAD):
             await self._look_before_load(policy.instance)
         request_id = RequestId(next(self._requests))
@@ -183,9 +226,10 @@ class Engine:
                 request_id,
                 policy.instance,
                 kind,
-                policy.priority,
+                priority,
                 policy.max_wait_s,
-                policy.timeout_s,
+                timeout_s,
+                client,
             )
         )
         if waiter.answer is None:
@@ -217,6 +261,10 @@ class Engine:
         with contextlib.suppress(TimeoutError):  # a disk that sleeps: the start itself will tell
             async with asyncio.timeout(LOOK_LIMIT_S):
                 await looking
+
+    def answered(self, request: RequestId, at: float) -> None:
+        """The answer to a forwarded request began at this time."""
+        self.post(events.FirstByte(at, request))
 
     def ended(self, request: RequestId) -> None:
         """A forwarded request is over."""
@@ -268,6 +316,9 @@ class Engine:
             self._addresses[instance] = upstream_address
             self._pools[instance] = UpstreamPool(upstream_address.host, upstream_address.port)
         self.post(events.InstanceReady(self._clock.monotonic(), instance, generation, attached, soft_unload))
+        if self.keeper is not None:
+            self.keeper.wake()
+            self._background(self.keeper.look_at_page_cache(), "look at the page cache")
 
     def attachable(self, instance: InstanceId) -> None:
         self.post(events.AttachOffered(self._clock.monotonic(), instance))
@@ -281,13 +332,30 @@ class Engine:
         self.post(events.StartFailed(self._clock.monotonic(), instance, generation, error))
 
     def unloaded(self, instance: InstanceId, generation: int) -> None:
-        self.post(events.InstanceUnloaded(self._clock.monotonic(), instance, generation))
+        if self.keeper is None or not self.keeper.measures:
+            self.post(events.InstanceUnloaded(self._clock.monotonic(), instance, generation))
+        else:
+            self._background(self._verify_unload(instance, generation, self.keeper), f"verify unload of {instance}")
+
+    async def _verify_unload(self, instance: InstanceId, generation: int, keeper: MemoryKeeper) -> None:
+        """The backend says that its memory is free; believe what is measured."""
+        problem = await keeper.unload_failure(instance)
+        now = self.scheduler.state.instances[instance]
+        if now.generation != generation or now.residency is not Residency.UNLOADING:
+            return  # it ended, or was stopped, meanwhile
+        if problem is None:
+            self.post(events.InstanceUnloaded(self._clock.monotonic(), instance, generation))
+        else:
+            _log.warning("%s could not be unloaded: %s", instance, problem)
+            self.unload_failed(instance, generation, problem)
 
     def unload_failed(self, instance: InstanceId, generation: int, detail: str) -> None:
         self.post(events.UnloadFailed(self._clock.monotonic(), instance, generation, detail))
 
     def stopped(self, instance: InstanceId, generation: int) -> None:
         self._close_pool(instance)
+        if self.keeper is not None:
+            self.keeper.gave_back(instance)
         self.post(events.InstanceGone(self._clock.monotonic(), instance, generation))
 
     def exited(self, instance: InstanceId, generation: int, error: BackendError) -> None:
@@ -335,6 +403,8 @@ class Engine:
 
     def _on_forward(self, command: commands.Forward) -> None:
         self._answer(command.request, command.instance)
+        if self.keeper is not None:
+            self.keeper.wake()
 
     def _on_loaded(self, command: commands.Loaded) -> None:
         self._answer(command.request, command.instance)
@@ -343,13 +413,49 @@ class Engine:
         self._answer(command.request, command.error)
 
     def _on_start(self, command: commands.StartInstance) -> None:
-        self.supervisors[command.instance].start(command.generation)
+        if self.keeper is None or not self.keeper.measures:
+            self._start(command)
+        else:
+            self._begin(command.instance, self._start_when_free(command, self.keeper))
+
+    def _start(self, command: commands.StartInstance) -> None:
+        environment = self.keeper.environment(command.placed) if self.keeper is not None else {}
+        self.supervisors[command.instance].start(command.generation, environment)
+        self._wake_keeper()
+
+    async def _start_when_free(self, command: commands.StartInstance, keeper: MemoryKeeper) -> None:
+        deferred = await keeper.before_load(command.instance, command.generation, command.placed)
+        self._beginning.pop(command.instance, None)
+        if deferred is None:
+            self._start(command)
+        else:
+            self.post(deferred)
+
+    def _begin(self, instance: InstanceId, work: Coroutine[Any, Any, None]) -> None:
+        self._beginning[instance] = asyncio.get_running_loop().create_task(work, name=f"memory for {instance}")
+
+    def _wake_keeper(self) -> None:
+        if self.keeper is not None:
+            self.keeper.wake()
 
     def _on_attach(self, command: commands.AttachInstance) -> None:
         self.supervisors[command.instance].attach(command.generation)
 
     def _on_wake(self, command: commands.WakeInstance) -> None:
-        self.supervisors[command.instance].wake(command.generation)
+        attached = self.scheduler.state.instances[command.instance].attached
+        if self.keeper is None or not self.keeper.measures or attached:
+            self.supervisors[command.instance].wake(command.generation)
+        else:
+            self._begin(command.instance, self._wake_when_free(command, self.keeper))
+
+    async def _wake_when_free(self, command: commands.WakeInstance, keeper: MemoryKeeper) -> None:
+        deferred = await keeper.before_load(command.instance, command.generation, command.needed)
+        self._beginning.pop(command.instance, None)
+        if deferred is None:
+            self.supervisors[command.instance].wake(command.generation)
+            self._wake_keeper()
+        else:
+            self.post(deferred)
 
     def _on_unload(self, command: commands.UnloadInstance) -> None:
         self.supervisors[command.instance].unload(command.generation)
@@ -357,7 +463,31 @@ class Engine:
     def _on_stop(self, command: commands.StopInstance) -> None:
         # Held-open sockets and leftovers end here: a llama-server with an open connection never exits by itself.
         self._close_pool(command.instance)
-        self.supervisors[command.instance].stop(command.generation)
+        beginning = self._beginning.pop(command.instance, None)
+        supervisor = self.supervisors[command.instance]
+        if beginning is not None:
+            beginning.cancel()
+        if beginning is not None and supervisor.generation != command.generation:
+            self.post(events.InstanceGone(self._clock.monotonic(), command.instance, command.generation))
+        else:
+            supervisor.stop(command.generation)
+
+    def _on_read_ahead(self, command: commands.ReadAhead) -> None:
+        if self.keeper is not None:
+            self.keeper.read_ahead(command.instance)
+        else:
+            self.post(events.FilesSeen(self._clock.monotonic(), command.instance, 0.0, finished=True))
+
+    def _on_measure_pools(self, command: commands.MeasurePools) -> None:
+        if self.keeper is not None:
+            self._background(self.keeper.measure_pools(), "measure pools")
+        else:
+            self.post(events.PoolsMeasured(self._clock.monotonic(), {}, {}))
+
+    def _background(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _on_probe_busy(self, command: commands.ProbeBusy) -> None:
         self.supervisors[command.instance].probe_busy(command.generation)
@@ -380,13 +510,7 @@ class Engine:
         self.post(events.TimerFired(self._clock.monotonic()))
 
     def _on_record(self, command: commands.Record) -> None:
-        decision = command.decision
-        victims = ", ".join(f"{mode.value} {victim}" for victim, mode in decision.victims)
-        if decision.target is None:
-            _log.info("%s (%s)", victims, decision.cause)
-        else:
-            waited = format_duration(decision.waited_s)
-            _log.info("%s for %s: %d waiting, the first for %s", victims, decision.target, decision.waiting, waited)
+        _log.info("%s", log_line(command.decision))
 
     def _on_finish_shutdown(self, command: commands.FinishShutdown) -> None:
         self.finished.set()

@@ -14,6 +14,7 @@ from typing import ClassVar, Literal, Protocol
 
 from juggler.backends.secrets import secrets_of
 from juggler.ids import InstanceId
+from juggler.memory.footprint import MemoryEstimate
 from juggler.routing.traffic import TrafficTable
 
 
@@ -276,6 +277,20 @@ class Backend(abc.ABC):
     async def busy(self, caller: Caller) -> bool:
         """Whether the program still works on something although none of our exchanges is open."""
         return False
+
+    def model_files(self) -> tuple[Path, ...]:
+        """Every file that a start reads to load its models, in the order of reading; what is not there is left out.
+
+        Blocking; called in a thread. Never raises for what the operator wrote.
+        """
+        return ()
+
+    def memory_estimate(self) -> MemoryEstimate | None:
+        """What the models will want, computed from their files and the options; None where that cannot be told.
+
+        Blocking; called in a thread. Never raises for what a file holds.
+        """
+        return None
 
     def hint_for(self, output: Sequence[str]) -> str | None:
         """One sentence for a known failure text in the program's last lines, else None."""

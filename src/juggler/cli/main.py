@@ -199,6 +199,21 @@ def ps(as_json: bool, url: str) -> None:
     print_status(url, as_json=as_json)
 
 
+@cli.command()
+@click.argument("endpoint", required=False)
+@click.option("--count", default=10, show_default=True, type=click.IntRange(1, 1000), help="How many, the latest last.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything there is, as JSON.")
+@_url_option
+def why(endpoint: str | None, count: int, as_json: bool, url: str) -> None:
+    """Say why models were loaded, unloaded and stopped: who asked, who was considered, what it cost.
+
+    Example: juggler why 'Default LLM'
+    """
+    from juggler.cli.why import print_decisions
+
+    print_decisions(url, endpoint, count=count, as_json=as_json)
+
+
 def _order_command(name: str, text: str) -> None:
     @cli.command(name, help=f"{text}\n\nExample: juggler {name} 'Default LLM'")
     @click.argument("endpoint")

@@ -1,4 +1,4 @@
-"""The minimal local status API: what ``juggler ps``, ``load``, ``unload`` and ``stop`` talk to.
+"""The minimal local status API: what ``juggler ps``, ``why``, ``load``, ``unload`` and ``stop`` talk to.
 
 Every answer is JSON. Changes are POST only, and only from this machine's own programs: a request that carries a
 foreign ``Origin``, or a ``Host`` that is no name of the loopback address, is refused, so that a web page cannot
@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from urllib.parse import parse_qs
 
 from juggler.clock import Clock
+from juggler.control.decisions import decisions
 from juggler.control.snapshot import status
 from juggler.engine import Engine
 from juggler.errors import BadRequest, JugglerError, RoutingError
@@ -57,19 +58,29 @@ class ControlGateway:
         path = parse_target(target).path
         if path == b"/api/status" and method in (b"GET", b"HEAD"):
             return _json(200, status(self._engine, self._warmup, self._clock.monotonic()))
+        if path == b"/api/decisions" and method in (b"GET", b"HEAD"):
+            return self._decisions(target)
         if path in self._posts:
             if method != b"POST":
                 raise BadRequest("this changes something: use POST", status=405, code="method_not_allowed")
             return Route(_HERE, "juggler", target, TrafficClass.LIGHT)
         raise RoutingError(f"no such route: {path[:200].decode('latin-1')}; try GET /api/status", phase="routing")
 
+    def _decisions(self, target: bytes) -> LocalResponse:
+        wanted = _parameter(target, "endpoint")
+        instance = None
+        if wanted:
+            instance = self._engine.endpoints[self._endpoint(wanted)].instance
+        kept = decisions(self._engine, self._clock.monotonic(), instance)
+        return _json(200, {"decisions": kept, "made": self._engine.scheduler.state.decisions_made})
+
     async def acquire(self, route: Route, request: RequestInfo) -> Lease | LocalResponse:
         for name, value in request.headers:
             if name.lower() == b"origin" and not self._is_own_name(value.partition(b"://")[2]):
                 raise BadRequest("changes are not taken from other sites", status=403, code="foreign_origin")
-        target = parse_target(route.target)
-        endpoint = self._endpoint(parse_qs(target.query[1:].decode("utf-8", "replace")).get("endpoint", [""])[0])
-        return _json(200, {"endpoint": endpoint, "result": await self._posts[target.path](endpoint)})
+        endpoint = self._endpoint(_parameter(route.target, "endpoint"))
+        result = await self._posts[parse_target(route.target).path](endpoint)
+        return _json(200, {"endpoint": endpoint, "result": result})
 
     def _endpoint(self, wanted: str) -> EndpointId:
         """An endpoint by its full name, or by its own name where that is unique."""
@@ -114,6 +125,11 @@ class ControlGateway:
             return ipaddress.ip_address(name).is_loopback
         except ValueError:
             return False
+
+
+def _parameter(target: bytes, name: str) -> str:
+    query = parse_target(target).query[1:].decode("utf-8", "replace")
+    return parse_qs(query).get(name, [""])[0]
 
 
 def _json(status_code: int, data: object) -> LocalResponse:

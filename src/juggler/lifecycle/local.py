@@ -17,12 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from juggler.backends.base import Address, LaunchPlan, StopStep
+from juggler.devices.local import LocalDevices
 from juggler.errors import BackendError, StartFailed
+from juggler.ids import PoolId
 from juggler.lifecycle import guardian, ports
 from juggler.lifecycle.guardian_link import GuardianLink, Session, portable, portable_env
-from juggler.lifecycle.launcher import LOCAL_NODE, ExitReport, LaunchInfo
+from juggler.lifecycle.launcher import LOCAL_NODE, ExitReport, LaunchInfo, MachineMemory, PoolUse
+from juggler.lifecycle.local_memory import LocalMemory
 from juggler.lifecycle.output import Subscriber
-from juggler.lifecycle.prefetch import read_ahead
+from juggler.lifecycle.page_cache import FileCache, look_at
+from juggler.lifecycle.prefetch import budget_bytes, read_ahead
 from juggler.lifecycle.start_errors import check_plan, start_failed
 from juggler.units import SECONDS
 
@@ -187,6 +191,7 @@ class LocalLauncher:
         self._spare: asyncio.Task[GuardianLink] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._prefetches: set[threading.Event] = set()
+        self._memory = LocalMemory(LocalDevices(), self._guardians)
         self._closed = False
 
     def prepare(self) -> None:
@@ -252,6 +257,18 @@ class LocalLauncher:
             return {}
         return {"rss": sum(process.rss_pages for process in processes) * os.sysconf("SC_PAGE_SIZE")}
 
+    async def pools(self) -> MachineMemory:
+        return await self._memory.pools()
+
+    async def measure(self) -> Mapping[PoolId, PoolUse]:
+        return {} if self._closed else await self._memory.measure()
+
+    def _guardians(self) -> Mapping[str, int]:
+        return {name: handle._guardian_pid for name, handle in self._handles.items() if not handle.gone}
+
+    async def cached(self, files: Sequence[str]) -> Sequence[FileCache]:
+        return await asyncio.to_thread(look_at, tuple(files))
+
     async def prefetch(self, files: Sequence[str], limit_bytes: int) -> int:
         """Read files into the page cache, ``limit_bytes`` in all; a cancelled call stops reading within a chunk."""
         if self._closed:
@@ -259,7 +276,7 @@ class LocalLauncher:
         stop = threading.Event()
         self._prefetches.add(stop)
         try:
-            return await asyncio.to_thread(read_ahead, tuple(files), limit_bytes, stop)
+            return await asyncio.to_thread(read_ahead, tuple(files), min(limit_bytes, budget_bytes()), stop)
         finally:
             stop.set()
             self._prefetches.discard(stop)
@@ -269,6 +286,7 @@ class LocalLauncher:
         self._closed = True
         for stop in self._prefetches:
             stop.set()
+        await self._memory.close()
         if self._starting:
             await asyncio.wait(list(self._starting.values()), timeout=KILL_LIMIT_S)
         running = [handle for handle in self._handles.values() if not handle.gone]

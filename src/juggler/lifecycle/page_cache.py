@@ -78,7 +78,7 @@ def _share(fd: int, about: os.stat_result) -> float | None:
     counts = _Cachestat()
     whole = _Range(0, 0)
     if libc.syscall(_CACHESTAT, fd, ctypes.byref(whole), ctypes.byref(counts), 0) == 0:
-        return min(1.0, counts.cached * mmap.PAGESIZE / about.st_size)
+        return min(1.0, int(counts.cached) * mmap.PAGESIZE / about.st_size)
     allowed = os.geteuid() in (0, about.st_uid)
     return _by_mincore(libc, fd, about.st_size) if allowed and about.st_size <= _MINCORE_BYTES_MAX else None
 

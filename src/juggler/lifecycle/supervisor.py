@@ -38,6 +38,7 @@ from juggler.lifecycle.guardian import remove_paths
 from juggler.lifecycle.hooks import can_unload, run_hook, unload_problem
 from juggler.lifecycle.interruption import Interrupted, Interruption
 from juggler.lifecycle.launcher import ExitReport, Launcher, LaunchHandle
+from juggler.lifecycle.out_of_memory import as_out_of_memory, kernel_kills
 from juggler.lifecycle.planning import planned
 from juggler.lifecycle.readiness import LOG_TAIL_LINES, PortTaken, start_ended, unexpected_end, wait_until_ready
 from juggler.lifecycle.reports import Reports, as_backend_error, log_failure, masked_command
@@ -141,16 +142,22 @@ class Supervisor:
         self._next_look_s = 0.0
         self._suspected = False
         self._interruption = Interruption()
+        self._placement: Mapping[str, str] = {}
+        self._kills_before = 0
 
     # ---------------------------------------------------------------- orders
 
-    def start(self, generation: int) -> None:
+    def start(self, generation: int, environment: Mapping[str, str] | None = None) -> None:
         """Start a process for a new generation; ``instance_ready`` or ``start_failed``, finally ``stopped``.
+
+        Args:
+            environment: Added to the juggler's own for this start: where the program is to be placed.
 
         Raises:
             InvalidTransition: The generation is not new, or the one before was neither stopped nor has it ended.
         """
         self._open(generation)
+        self._placement = dict(environment or {})
         self._give(_Order(_Kind.START, generation))
 
     def attach(self, generation: int) -> None:
@@ -216,6 +223,11 @@ class Supervisor:
     def output(self, lines: int = LOG_TAIL_LINES) -> list[str]:
         """The last lines of the latest process, oldest first; also after its end."""
         return redacted(self._handle.output(lines), self._backend.secrets) if self._handle is not None else []
+
+    @property
+    def generation(self) -> int | None:
+        """The generation that was started or attached and neither ordered to stop nor has ended."""
+        return self._open_generation
 
     @property
     def address(self) -> Address | None:
@@ -351,6 +363,7 @@ class Supervisor:
 
     async def _start(self, generation: int) -> None:
         began = self._clock.monotonic()
+        self._kills_before = kernel_kills()
         self._backend.attached = False
         try:
             await self._unless_stopped(generation, self._bring_up(generation, began))
@@ -380,7 +393,7 @@ class Supervisor:
     async def _launch_once(self, generation: int) -> _Launch:
         async with asyncio.timeout(RESERVE_LIMIT_S):
             address = await self._launcher.reserve()
-        plan = await planned(self._backend, address, self._environ)
+        plan = await planned(self._backend, address, {**self._environ, **self._placement})
         _log.info("starting %s: %s", self.instance, masked_command(plan.argv))
         spawning = asyncio.create_task(
             self._launcher.start(f"{self.instance}#{generation}", plan, address), name=f"{self.instance} spawn"
@@ -453,6 +466,7 @@ class Supervisor:
 
     async def _give_up(self, generation: int, error: BackendError) -> None:
         """Report a failed start or wake at once, then remove what is left of the process."""
+        error = as_out_of_memory(error, killed_by_kernel=kernel_kills() > self._kills_before)
         log_failure(self.instance, error)
         self._reports.start_failed(self.instance, generation, error)
         await self._end(polite=False)

@@ -27,6 +27,8 @@ from juggler.proxy.head import find_request_end, parse_request
 from juggler.proxy.limits import Limits
 from juggler.proxy.replies import Replies
 from juggler.proxy.responses import error_response, local_response
+from juggler.proxy.waiting_room import Wait
+from juggler.proxy.wishes import NO_WISHES, parse_wishes
 from juggler.units import SECONDS
 
 _log = logging.getLogger("juggler.proxy")
@@ -91,6 +93,7 @@ class ClientConnection(asyncio.Protocol):
         "_state",
         "_task",
         "_transport",
+        "_wait",
         "_waiter",
         "address",
         "closes",
@@ -109,6 +112,7 @@ class ClientConnection(asyncio.Protocol):
         self._request: Request | BadRequest | None = None  # found, not yet taken by the coroutine
         self._body: RequestBody | None = None  # of the request in work, until it has arrived whole
         self._exchange: Exchange | None = None
+        self._wait: Wait | None = None  # of the request in work, from its routing to its end
         self._waiter: asyncio.Future[None] | None = None  # the coroutine waits for a head
         self._drained: asyncio.Future[None] | None = None  # the coroutine waits for the client to read
         self._deadline = _NEVER
@@ -202,8 +206,11 @@ class ClientConnection(asyncio.Protocol):
 
     def check(self, now: float) -> None:
         """Called by the sweep: act on a deadline that has passed."""
-        if self._exchange is not None and self._state is State.BUSY:
-            self._exchange.check(now)
+        if self._state is State.BUSY:
+            if self._exchange is not None:
+                self._exchange.check(now)
+            if self._wait is not None:
+                self._wait.check(now)
         if now < self._deadline:
             return
         self._deadline = _NEVER
@@ -401,6 +408,9 @@ class ClientConnection(asyncio.Protocol):
                 if local is None:
                     return
                 target = local
+            if self._wait is not None and self._wait.stream is not None:
+                self._end_stream(self._wait.answered_here(target))
+                return
             close = self._closes_after_own_answer(request)
             self.write(local_response(target, head_only=head.method == b"HEAD", close=close))
         except JugglerError as error:
@@ -410,6 +420,8 @@ class ClientConnection(asyncio.Protocol):
         except Exception:
             _log.exception("request %s %s failed", head.method.decode("latin-1"), head.target.decode("latin-1"))
             self._answer_error(request, JugglerError("The juggler made a mistake; its log says more."), path)
+        finally:
+            self._wait = None
 
     async def _forward(self, route: Route, request: Request) -> LocalResponse | None:
         """Hold and relay; hold again where the backend died before it could be reached.
@@ -419,34 +431,41 @@ class ClientConnection(asyncio.Protocol):
         Returns:
             None: the answer was sent, or the connection cut.
         """
+        head = request.head
+        fields = tuple([(name, value) for _, name, value in head.fields])
+        wishes = parse_wishes(fields) if head.wishes else NO_WISHES
+        info = RequestInfo(head.method, head.target, self.address.decode("latin-1"), fields, wishes)
+        wait = self._wait = Wait(self, request, route, wishes, self._limits, self._loop.time())
         for pause_s in _HOLD_AGAIN_AFTER_S:
             try:
-                return await self._forward_once(route, request)
+                return await self._forward_once(route, request, info, wait)
             except _Unreached:
+                wait.lost_lease()
                 await asyncio.sleep(pause_s)
         try:
-            return await self._forward_once(route, request)
+            return await self._forward_once(route, request, info, wait)
         except _Unreached as unreached:
             raise unreached.error from unreached
 
-    async def _forward_once(self, route: Route, request: Request) -> LocalResponse | None:
+    async def _forward_once(
+        self, route: Route, request: Request, info: RequestInfo, wait: Wait
+    ) -> LocalResponse | None:
         """Hold, relay, release.
 
         Raises:
             _Unreached: No connection could be made, and the request is still whole.
         """
-        head = request.head
-        fields = tuple([(name, value) for _, name, value in head.fields])
-        lease = await self._gateway.acquire(
-            route, RequestInfo(head.method, head.target, self.address.decode("latin-1"), fields)
-        )
+        lease = await self._gateway.acquire(route, info)
         if isinstance(lease, LocalResponse):
             return lease
+        wait.leased(lease, self._loop.time())
         result = ExchangeResult()
         exchange: Exchange | None = None
-        recorder = self._listener.replies.recorder(route, head) if route.cacheable else None
+        recorder = None
+        if route.cacheable and wait.stream is None:
+            recorder = self._listener.replies.recorder(route, request.head)
         try:
-            exchange = self._exchange = Exchange(self, request, route, lease, result, self._limits, recorder)
+            exchange = self._exchange = Exchange(self, request, route, lease, result, self._limits, wait, recorder)
             await exchange.run()
         except asyncio.CancelledError:
             if exchange is None or not exchange.complete:
@@ -470,6 +489,8 @@ class ClientConnection(asyncio.Protocol):
 
     def _answer_from_earlier(self, request: Request, route: Route) -> bool:
         """Answer with an earlier reply to the same question, if there is one; its backend cannot answer."""
+        if self._wait is not None and self._wait.stream is not None:
+            return False
         replies = self._listener.replies
         reply = replies.find(route, request.head) if route.cacheable else None
         if reply is None:
@@ -486,8 +507,21 @@ class ClientConnection(asyncio.Protocol):
         return self.closes
 
     def _answer_error(self, request: Request, error: JugglerError, path: bytes) -> None:
+        wait = self._wait
+        if wait is not None and wait.stream is not None:
+            self._end_stream(wait.failed(error))
+            return
         close = self._closes_after_own_answer(request)
-        self.write(error_response(error, path=path, head_only=request.head.method == b"HEAD", close=close))
+        added = wait.timing(self._loop.time()) if wait is not None else ()
+        head_only = request.head.method == b"HEAD"
+        self.write(error_response(error, path=path, head_only=head_only, close=close, added=added))
+
+    def _end_stream(self, last: bytes) -> None:
+        """End the answer that was begun while the request waited."""
+        assert self._wait is not None
+        assert self._wait.stream is not None
+        self.closes = self._wait.stream.closes or self._listener.draining
+        self.write(last)
 
     # Endings
 
@@ -495,7 +529,7 @@ class ClientConnection(asyncio.Protocol):
         """From a callback: the bytes of the client make going on impossible."""
         exchange = self._exchange
         self._cut_code = error.code
-        if exchange is not None and exchange.head_sent:
+        if (exchange is not None and exchange.head_sent) or (self._wait is not None and self._wait.stream is not None):
             self._transport.abort()
         else:
             self._answer_and_close(error_response(error, close=True))

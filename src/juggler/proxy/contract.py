@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from juggler.ids import EndpointId
+from juggler.proxy.wishes import NO_WISHES, Wishes
 from juggler.routing.traffic import TrafficClass
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class RequestInfo:
     """Address of the client's connection, for logs and for telling clients apart."""
     headers: tuple[tuple[bytes, bytes], ...] = ()
     """All header fields in order, names as sent."""
+    wishes: Wishes = NO_WISHES
+    """What the client says about its waiting."""
 
 
 @dataclass(slots=True)
@@ -91,6 +94,34 @@ class Lease(Protocol):
     def release(self, result: ExchangeResult) -> None:
         """The exchange is over. Synchronous, never raises; called exactly once."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseTiming:
+    """What a request waited for before it got its lease."""
+
+    queue_s: float
+    """Seconds it waited for its turn or for memory, before its instance was being loaded."""
+    load_s: float = 0.0
+    """Seconds it waited while its instance was being loaded."""
+    loaded: bool = False
+    """Whether an instance had to be loaded (or woken) for it."""
+
+
+class TimedLease(Lease, Protocol):
+    """A lease that tells what was waited for, and wants to hear of the first byte. What it adds is optional.
+
+    These two are not in ``Lease``, because a protocol's defaults reach only classes that inherit from it.
+    """
+
+    @property
+    def timing(self) -> LeaseTiming | None:
+        """None: not known."""
+        return None
+
+    def first_byte(self) -> None:
+        """The first byte of the backend's answer is here. Synchronous, never raises; called at most once."""
+        return
 
 
 class Gateway(Protocol):

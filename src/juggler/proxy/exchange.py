@@ -6,7 +6,7 @@ in protocol callbacks. Whatever goes wrong before the answer's head was sent bec
 """
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from juggler.errors import JugglerError, UpstreamClosed
@@ -18,6 +18,7 @@ from juggler.proxy.headers import Hop, ReturnHop, request_head, response_head
 from juggler.proxy.limits import Limits
 from juggler.proxy.replies import Recorder
 from juggler.proxy.upstream import UpstreamConnection
+from juggler.proxy.waiting_room import StreamedAnswer, Wait, tell_first_byte
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _NO_BODY = NoBody()
@@ -65,6 +66,7 @@ class Exchange:
         "_error",
         "_expect_deadline",
         "_finished",
+        "_inset",
         "_lease",
         "_limits",
         "_loop",
@@ -79,6 +81,7 @@ class Exchange:
         "_unframed",
         "_upstream",
         "_upstream_ended",
+        "_wait",
         "complete",
         "done",
         "head_sent",
@@ -95,6 +98,7 @@ class Exchange:
         lease: Lease,
         result: ExchangeResult,
         limits: Limits,
+        wait: Wait,
         recorder: Recorder | None = None,
     ) -> None:
         self._client = client
@@ -105,6 +109,8 @@ class Exchange:
         self._recorder = recorder  # keeps a copy of the answer, as long as that may be kept
         self._result = result
         self._limits = limits
+        self._wait = wait
+        self._inset: StreamedAnswer | None = None  # the answer goes into the stream that was begun while it waited
         self._loop = asyncio.get_running_loop()
         self._started_at = self._loop.time()
         self._upstream: UpstreamConnection | None = None
@@ -216,6 +222,8 @@ class Exchange:
         if now >= self._expect_deadline and not self.head_sent:
             self._expect_deadline = float("inf")
             self._client.write(_CONTINUE)
+        if self._inset is not None and now >= self._inset.deadline and not self.done:
+            self._complete(reusable=False)
 
     def on_upstream_data(self, data: bytes) -> None:
         if self._tracker is not None:
@@ -263,6 +271,8 @@ class Exchange:
         if self._client.write_paused:
             connection.pause_reading()
         head, body, pool = self._request.head, self._request.body, self._pool
+        if self._wait.stream is not None:
+            head = replace(head, fields=self._wait.backend_fields(head.fields))
         hop = Hop(self._route.target, pool.authority, self._client.address, self._route.prefix, pool.keepalive)
         data = request_head(head, hop)
         if body.size:
@@ -282,6 +292,7 @@ class Exchange:
             self._answered = True
             self._result.first_byte_s = self._loop.time() - self._started_at
             self._request.body.let_go()
+            tell_first_byte(self._lease)
         self._buffer = data = self._buffer + data if self._buffer else data
         while not self.done and self._tracker is None and not self.tunnel:
             end = find_response_end(data)
@@ -310,7 +321,7 @@ class Exchange:
                 waited, self._expect_deadline = self._expect_deadline, float("inf")
                 if waited == float("inf"):
                     return
-            if request.minor:
+            if request.minor and self._wait.stream is None:
                 client.write(response_head(answer, self._return_hop()))
         elif request.upgrade is None:
             self._fail("switched protocols without being asked")
@@ -318,7 +329,7 @@ class Exchange:
             self._buffer = b""
             self._result.status = 101
             self.head_sent = self.tunnel = client.closes = True
-            client.write(response_head(answer, self._return_hop()))
+            client.write(response_head(answer, self._return_hop(), self._timing_lines()))
             self._start_tunnel(rest)
 
     def _start_tunnel(self, rest: bytes) -> None:
@@ -336,10 +347,13 @@ class Exchange:
         client, request = self._client, self._request
         if self._recorder is not None and not self._recorder.begin(answer):
             self._recorder = None
+        stream = self._wait.stream
+        if stream is not None:
+            self._inset = self._wait.take_over(stream, answer, self._loop.time())
         if request.head.method == b"HEAD" or answer.status in (204, 304):
             self._tracker = _NO_BODY
         elif answer.chunked:
-            self._unframed = not request.head.minor
+            self._unframed = stream is not None or not request.head.minor
             if self._unframed or self._recorder is not None:
                 self._tracker = self._decoder = ChunkDecoder()
             else:
@@ -348,6 +362,13 @@ class Exchange:
             self._tracker = Length(answer.content_length) if answer.content_length else _NO_BODY
         else:
             self._tracker = _UNTIL_CLOSE
+        self._result.status = answer.status
+        self._expect_deadline = float("inf")
+        if stream is not None:
+            self.head_sent = True
+            client.closes = stream.closes or client.draining
+            self._relay(rest)
+            return
         client.closes = (
             not request.head.keep_alive
             or client.draining
@@ -356,9 +377,10 @@ class Exchange:
             or not request.body.complete  # nobody can tell where the next request would begin
         )
         connection = b"close" if client.closes else b"" if request.head.minor else b"keep-alive"
-        self._result.status = answer.status
-        self._expect_deadline = float("inf")
-        self._relay(rest, response_head(answer, self._return_hop(connection)))
+        self._relay(rest, response_head(answer, self._return_hop(connection), self._timing_lines()))
+
+    def _timing_lines(self) -> bytes:
+        return self._wait.timing_lines(self._loop.time()) if self._wait.wishes.timing else b""
 
     def _return_hop(self, connection: bytes = b"") -> ReturnHop:
         route = self._route
@@ -379,6 +401,8 @@ class Exchange:
             data = data[:end]
         if self._decoder is not None or self._recorder is not None:
             data = self._take_payload(data)
+        if self._inset is not None:
+            data = self._inset.take(data)
         self._result.bytes_down += len(data)
         if head:
             self.head_sent = True
@@ -387,6 +411,8 @@ class Exchange:
             self._client.write(data)
         if end >= 0:
             self._complete(reusable=not excess)
+        elif self._inset is not None and self._inset.full:
+            self._complete(reusable=False)
 
     def _take_payload(self, data: bytes) -> bytes:
         """Keep what is to be kept of a piece of the body; returns what the client gets of it."""
@@ -410,6 +436,8 @@ class Exchange:
             connection.abort()
         if self._recorder is not None:
             self._recorder.finish(self._return_hop())
+        if self._inset is not None:
+            self._client.write(self._inset.finish())
         self.complete = True
         self._finish()
 
@@ -429,6 +457,9 @@ class Exchange:
         self._fail(f"{what} {'in the middle of' if self.head_sent else 'before'} its answer")
 
     def _fail(self, what: str) -> None:
+        if self._inset is not None and not self._inset.passes:
+            self._complete(reusable=False)  # what has come of a refusal tells enough
+            return
         self._error = UpstreamClosed(
             f"The backend of {self._route.endpoint_name} {what}.", endpoint=self._route.endpoint_name, phase="forward"
         )
@@ -436,7 +467,10 @@ class Exchange:
             self._result.error = self._error.code
             self._error = None
             self._finish()
-            if self._tracker is _UNTIL_CLOSE or self._unframed:
+            ends_by_closing = self._tracker is _UNTIL_CLOSE or self._unframed
+            if self._inset is not None:
+                ends_by_closing = not self._request.head.minor
+            if ends_by_closing:
                 self._client.reset()  # to this client a plain end of file is the end of a whole answer
             else:
                 self._client.abort()

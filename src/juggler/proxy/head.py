@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 
 from juggler.errors import BadRequest
+from juggler.proxy.wishes import WISH_FIELDS
 
 Field = tuple[bytes, bytes, bytes]
 """(whole line with its CRLF, name as sent, value without surrounding blanks)."""
@@ -27,7 +28,9 @@ _KEEP_ALIVE_TIMEOUT = re.compile(rb"timeout=([0-9]{1,9})")
 _MAX_LENGTH_DIGITS = 18  # below 2**63, as everybody else counts
 _HEAD_END = b"\r\n\r\n"
 
-_REQUEST_SPECIALS = frozenset((b"host", b"content-length", b"transfer-encoding", b"connection", b"upgrade", b"expect"))
+_REQUEST_SPECIALS = WISH_FIELDS | frozenset(
+    (b"host", b"content-length", b"transfer-encoding", b"connection", b"upgrade", b"expect")
+)
 _RESPONSE_SPECIALS = frozenset((b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"upgrade"))
 _NO_TOKENS: frozenset[bytes] = frozenset()
 
@@ -52,6 +55,8 @@ class RequestHead:
     upgrade: bytes | None
     """Value of Upgrade if Connection names it and the client may switch, else None."""
     expects_continue: bool
+    wishes: bool = False
+    """It has a field that ``wishes.parse_wishes`` reads; nearly none has."""
 
 
 @dataclass(slots=True)
@@ -132,6 +137,7 @@ def parse_request(raw: bytes) -> RequestHead:
         keep_alive=b"close" not in connection if minor else b"keep-alive" in connection,
         upgrade=_upgrade(specials, connection, minor),
         expects_continue=b"expect" in specials and _expects_continue(specials[b"expect"], minor),
+        wishes=not WISH_FIELDS.isdisjoint(specials),
     )
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from juggler.proxy.head import Field, RequestHead, ResponseHead
 from juggler.proxy.origin import SITE_FIELDS, settle_site_fields
 from juggler.proxy.prefix import Mount, forwarded_prefix, map_cookie, map_location, outer_prefix
+from juggler.proxy.wishes import WISH_FIELDS
 
 _HOP_BY_HOP_REQUEST = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"proxy-authorization", b"upgrade", b"te")
@@ -28,7 +29,7 @@ _REQUEST_REWRITTEN = frozenset(
         b"x-forwarded-prefix",
     )
 )
-_REQUEST_HANDLED = _HOP_BY_HOP_REQUEST | _REQUEST_REWRITTEN | SITE_FIELDS
+_REQUEST_HANDLED = _HOP_BY_HOP_REQUEST | _REQUEST_REWRITTEN | SITE_FIELDS | WISH_FIELDS
 _RESPONSE_HOP_BY_HOP = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"upgrade"))
 _RESPONSE_REWRITTEN = frozenset((b"location", b"content-location", b"set-cookie"))
 _RESPONSE_FRAMING = frozenset((b"content-length", b"transfer-encoding", b"trailer"))
@@ -129,14 +130,22 @@ class ReturnHop:
     """Of the client's request; asked for the prefix that proxies in front of us have stripped."""
 
 
-def response_head(head: ResponseHead, hop: ReturnHop) -> bytes:
-    """The head for the client: same status, reason and fields; nothing is added but Connection."""
+def response_head(head: ResponseHead, hop: ReturnHop, added: bytes = b"") -> bytes:
+    """The head for the client: same status, reason and fields; nothing is added but Connection and ``added``.
+
+    Args:
+        head: As the backend sent it.
+        hop: What it is mapped back by.
+        added: Whole lines of our own.
+    """
     lines = [b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason)]
     _add_fields(lines, head, hop)
     if head.status == 101 and head.upgrade is not None:
         lines.append(b"Connection: Upgrade\r\nUpgrade: %b\r\n" % head.upgrade)
     elif hop.connection:
         lines.append(b"Connection: %b\r\n" % hop.connection)
+    if added:
+        lines.append(added)
     lines.append(b"\r\n")
     return b"".join(lines)
 

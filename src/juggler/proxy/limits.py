@@ -42,5 +42,21 @@ class Limits:
     """Between two bytes of a tunnel one side of which has ended. A half-closed request counts as given up."""
     expect_timeout_s: float = 1 * SECONDS
     """Silence of the backend after which we answer ``Expect: 100-continue`` ourselves; curl waits as long."""
+
+    comment_after_s: float | None = 10 * SECONDS
+    """Waiting after which a client that asked for events gets the head of its answer and comments (``proxy.sse``);
+    None: never. Many clients and middle boxes give up after 30 to 60 s of silence."""
+    comment_every_s: float = 10 * SECONDS
+    """Between two signs of life: comments, or 102 Processing."""
+    send_processing: bool = False
+    """Whether other waiting requests get ``102 Processing``. Off: it resets time-outs of single reads only, and some
+    clients and middle boxes take an unexpected 1xx for the answer (clients.md section 5)."""
+    stream_look_bytes: int = 1 * MIB
+    """Longest request body that is searched for ``"stream": true``; one of this length takes 5 ms."""
+    failure_bytes: int = 64 * KIB
+    """Read of a backend's answer that has to be told as an error event."""
+    failure_timeout_s: float = 5 * SECONDS
+    """For that answer to end."""
+
     sweep_interval_s: float = 1 * SECONDS
     """How often deadlines are looked at; all times above are met this much late at most."""

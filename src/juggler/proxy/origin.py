@@ -25,6 +25,7 @@ SITE_FIELDS = frozenset((b"origin", b"sec-fetch-site"))
 
 _ORIGIN = re.compile(rb"(https?)://([^/]+)", re.IGNORECASE)
 _ELSEWHERE = (b"cross-site", b"same-site")
+_FORWARDED = frozenset((b"x-forwarded-host", b"x-forwarded-proto"))
 _SCHEMES = {b"http": b"http", b"ws": b"http", b"https": b"https", b"wss": b"https"}
 
 
@@ -54,6 +55,26 @@ def is_own_page(origin: bytes, host: bytes | None, forwarded: dict[bytes, bytes]
     return is_same_origin(origin, host, scheme) or (
         outside is not None and is_same_origin(origin, _first(outside), scheme)
     )
+
+
+def is_from_own_page(head: RequestHead) -> bool:
+    """Whether no page sent the request, or one that was loaded through us: no foreign page wants to read the answer.
+
+    Args:
+        head: As the client sent it.
+    """
+    origins, sites, forwarded = [], set(), {}
+    for _, name, value in head.fields:
+        lowered = name.lower()
+        if lowered == b"origin":
+            origins.append(value)
+        elif lowered == b"sec-fetch-site":
+            sites.add(value.lower())
+        elif lowered in _FORWARDED:
+            forwarded[lowered] = value
+    if not origins:
+        return True
+    return len(origins) == 1 and (sites == {b"same-origin"} or is_own_page(origins[0], head.host, forwarded))
 
 
 def opens_start_page(head: RequestHead, target: bytes) -> bool:

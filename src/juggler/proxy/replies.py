@@ -24,6 +24,7 @@ from juggler.ids import EndpointId
 from juggler.proxy.contract import Route
 from juggler.proxy.head import Field, RequestHead, ResponseHead
 from juggler.proxy.headers import ReturnHop, end_to_end_fields
+from juggler.proxy.wishes import WISH_FIELDS
 from juggler.units import MIB
 
 REPLY_BYTES_MAX = 8 * MIB
@@ -38,7 +39,7 @@ REPLIES_MAX = 4096
 _OVERHEAD_BYTES = 512
 """Counted for each reply: its key and objects."""
 
-_NO_SAY = frozenset(
+_NO_SAY = WISH_FIELDS | frozenset(
     (
         b"baggage",
         b"cache-control",

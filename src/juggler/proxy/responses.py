@@ -6,6 +6,7 @@ Clients of three families read errors: OpenAI's (also llama.cpp's), ollama's (``
 
 import json
 import math
+from collections.abc import Sequence
 from email.utils import formatdate
 from http.client import responses as _reasons
 
@@ -16,7 +17,14 @@ _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not
 _ANTHROPIC_TYPES = {**_OPENAI_TYPES, 413: "request_too_large", 503: "overloaded_error", 504: "timeout_error"}
 
 
-def error_response(error: JugglerError, *, path: bytes = b"/", head_only: bool = False, close: bool = False) -> bytes:
+def error_response(
+    error: JugglerError,
+    *,
+    path: bytes = b"/",
+    head_only: bool = False,
+    close: bool = False,
+    added: Sequence[tuple[str, str]] = (),
+) -> bytes:
     """A whole HTTP answer for ``error``.
 
     Args:
@@ -24,11 +32,14 @@ def error_response(error: JugglerError, *, path: bytes = b"/", head_only: bool =
         path: Path the API is recognised by: the backend's view if the request was routed, else the client's.
         head_only: The request was HEAD: same head, no body.
         close: The connection closes after this answer.
+        added: Further fields, name and value.
     """
-    body = json.dumps(error_body(error, path), ensure_ascii=False).encode("utf-8", "replace")
-    fields = [("X-Juggler", "error")]
-    if error.retry_after_s is not None:
-        fields.append(("Retry-After", str(max(0, math.ceil(error.retry_after_s)))))
+    body = to_json(error_body(error, path))
+    fields = [("X-Juggler", "error"), *added]
+    retry_after_s = _finite(error.retry_after_s)
+    if retry_after_s is not None:
+        # Whole seconds (RFC 9110 10.2.3); "0" makes clients come back in the same instant, again and again.
+        fields.append(("Retry-After", str(max(1, math.ceil(retry_after_s)))))
     elif error.status >= 500:
         # openai-python retries 5xx twice unless told not to: each click would cost three load attempts.
         fields.append(("x-should-retry", "false"))
@@ -40,6 +51,11 @@ def local_response(response: LocalResponse, *, head_only: bool = False, close: b
     return _response(response.status, response.content_type, list(response.headers), response.body, head_only, close)
 
 
+def to_json(body: object) -> bytes:
+    """JSON in UTF-8; what has no place in JSON (details may come from anywhere) becomes its text."""
+    return json.dumps(body, ensure_ascii=False, default=str).encode("utf-8", "replace")
+
+
 def error_body(error: JugglerError, path: bytes) -> dict[str, object]:
     """The JSON object of an error answer."""
     juggler: dict[str, object] = {
@@ -47,7 +63,7 @@ def error_body(error: JugglerError, path: bytes) -> dict[str, object]:
         "endpoint": error.endpoint,
         "phase": error.phase,
         "hint": error.hint,
-        "retry_after_s": error.retry_after_s,
+        "retry_after_s": _finite(error.retry_after_s),
         "exit_status": error.exit_status,
         "log_tail": list(error.log_tail),
     }
@@ -55,11 +71,25 @@ def error_body(error: JugglerError, path: bytes) -> dict[str, object]:
     if path.startswith(b"/api/"):
         return {"error": error.message, "juggler": {"code": error.code, **juggler}}
     if path == b"/v1/messages" or path.startswith(b"/v1/messages/"):
-        kind = _ANTHROPIC_TYPES.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
-        details = {"type": kind, "message": error.message}
+        details = {"type": anthropic_type(error.status), "message": error.message}
         return {"type": "error", "error": details, "juggler": {"code": error.code, **juggler}}
-    kind = _OPENAI_TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
-    return {"error": {"message": error.message, "type": kind, "code": error.code}, "juggler": juggler}
+    details = {"message": error.message, "type": openai_type(error.status), "code": error.code}
+    return {"error": details, "juggler": juggler}
+
+
+def openai_type(status: int) -> str:
+    """What OpenAI's API calls an error of this HTTP status."""
+    return _OPENAI_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+
+
+def anthropic_type(status: int) -> str:
+    """What Anthropic's API calls an error of this HTTP status."""
+    return _ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
+
+
+def _finite(seconds: float | None) -> float | None:
+    """An estimate that nobody could make is none: JSON has no infinity."""
+    return seconds if seconds is not None and math.isfinite(seconds) else None
 
 
 def _response(

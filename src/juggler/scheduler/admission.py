@@ -113,4 +113,5 @@ def _does_not_fit(state: SchedulerState, instance: Instance) -> JugglerError | N
 
 def queue_timeout_text(name: str, waited_s: float) -> str:
     """For the error of a request that waited too long."""
-    return f"the request waited {format_duration(waited_s)} for {name!r}, as long as queue_timeout allows"
+    waited = format_duration(waited_s)
+    return f"the request waited {waited} for {name!r}, as long as queue_timeout or its own X-Juggler-Max-Wait allows"

@@ -229,7 +229,7 @@ class Scheduler:
     def _loaded(self, instance: Instance, before: Residency, now: float, out: list[Command]) -> None:
         """A start or a wake succeeded: learn how long it took."""
         seconds = now - instance.order_given_at
-        instance.loaded_at = now
+        instance.loaded_at, instance.load_began_at = now, instance.order_given_at
         if before is Residency.WAKING:
             instance.estimates.wake.add(seconds)
         else:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from juggler.units import MINUTES, SECONDS
 
-
 ABANDON_AFTER_S = 5 * SECONDS
 """A page that is loaded again, or a client that tries again, is back sooner."""
 

@@ -98,8 +98,10 @@ class Instance:
         "holds_on",
         "holds_on_until",
         "idle_since",
+        "kept",
         "last_used",
         "light",
+        "load_began_at",
         "loaded_at",
         "order",
         "order_given_at",
@@ -146,6 +148,8 @@ class Instance:
         self.ready_at = 0.0
         self.loaded_at = 0.0
         """When its model came into memory last: conversations older than that are processed anew."""
+        self.load_began_at = 0.0
+        """When that load was ordered."""
         self.grown = False
         """Seen to hold more than it was let in with."""
         self.idle_since: float | None = None
@@ -169,6 +173,8 @@ class Instance:
         self.estimates = Estimates(policy)
         self.full: Amounts = spec.footprint
         """Bytes per pool while loaded, where it is or would be placed; the best that is known."""
+        self.kept: Amounts = spec.footprint_kept
+        """What it counts for as an attached server that cannot free anything."""
         self.residue: Amounts = spec.footprint_unloaded
         """Bytes per pool after a soft unload."""
         self.placements: tuple[Amounts, ...] = spec.placements or (spec.footprint,)
@@ -208,7 +214,7 @@ class Instance:
     @property
     def footprint(self) -> Amounts:
         """Bytes held per pool while loaded."""
-        return self.full if self.yields else self.spec.footprint_kept
+        return self.full if self.yields else self.kept
 
     def need(self) -> Amounts:
         """What a load would add to what is held now."""
@@ -352,6 +358,7 @@ class SchedulerState:
     ) -> None:
         """What a stopped instance will need."""
         instance.placements, instance.full, instance.whole = placements, placements[0], whole
+        instance.kept = instance.full if instance.kept else NOTHING
         if residue is not None:
             instance.residue = residue
         self.fit_the_unknown(instance)
@@ -375,8 +382,10 @@ class SchedulerState:
         if seen:
             instance.whole = False
             instance.grown = instance.grown or bool(shortage(seen, self.ledger.held(instance.id)))
-            instance.placements = tuple(_as_seen(way, seen) for way in instance.placements)
             place = set(instance.full)
+            if any(size for pool, size in seen.items() if pool not in place):
+                instance.placements = (seen,)  # it does not keep to its place
+            instance.placements = tuple(_as_seen(way, seen) for way in instance.placements)
             instance.full = next((way for way in instance.placements if set(way) == place), seen)
         if instance.residency is Residency.UNLOADED:
             self.ledger.hold(instance.id, instance.residue)

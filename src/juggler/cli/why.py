@@ -1,0 +1,66 @@
+"""``juggler why``: the decision log as paragraphs."""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+from urllib.parse import quote
+
+import click
+
+from juggler.cli.remote import STATUS_TIMEOUT_S, call
+from juggler.scheduler.telling import CAUSES, amounts_text
+from juggler.units import format_duration
+
+_DONE = {"unload": "unloaded", "stop": "stopped"}
+
+
+def print_decisions(url: str, endpoint: str | None, *, count: int, as_json: bool) -> None:
+    """Why models were loaded, unloaded and stopped, the latest last.
+
+    Raises:
+        JugglerError: Nobody answers, or there is no such endpoint.
+    """
+    query = f"?endpoint={quote(endpoint, safe='')}" if endpoint else ""
+    document = call(url, "GET", f"/api/decisions{query}", STATUS_TIMEOUT_S)
+    latest = document["decisions"][-count:]
+    if as_json:
+        click.echo(json.dumps(latest, indent=2, ensure_ascii=False))
+    elif not latest:
+        click.echo("Nothing was loaded or unloaded yet" + (f" for {endpoint!r}." if endpoint else "."))
+    else:
+        for line in story(latest):
+            click.echo(line)
+
+
+def story(document: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Lines for people, from what the status API tells."""
+    lines: list[str] = []
+    for one in document:
+        lines += _paragraph(one)
+    return lines
+
+
+def _paragraph(one: Mapping[str, Any]) -> list[str]:
+    head = f"#{one['number']}  {format_duration(one['ago_s'])} ago: "
+    victims = [f"{_DONE[victim['mode']]} {victim['instance']}" for victim in one["victims"]]
+    if one["target"] is None:
+        return [head + f"{', '.join(victims)}: {CAUSES.get(one['cause'], one['cause'])}"]
+    lines = [head + ", ".join([*victims, f"loaded {one['target']}"])]
+    client = f" (client {one['client']})" if one["client"] else ""
+    asked = f"{one['waiting']} waited, the first{client} for {format_duration(one['waited_s'])}"
+    missing = amounts_text(one["missing_bytes"])
+    why_room = f"; {missing} was missing" if missing else "" if victims else "; it fitted into free memory"
+    lines.append(f"    asked by: {asked}{why_room}")
+    gone = {victim["instance"] for victim in one["victims"]}
+    for other in one["considered"]:
+        fate = "had to go" if other["instance"] in gone else "stayed"
+        when = "never" if other["free_in_s"] is None else "now" if not other["free_in_s"] else ""
+        when = when or f"in {format_duration(other['free_in_s'])}"
+        cost = f", to bring it back would cost {format_duration(other['cost_s'])}" if other["cost_s"] else ""
+        lines.append(f"    {other['instance']}: {other['why']}; to be had {when}{cost}; {fate}")
+    if one["took_s"] is not None:
+        took, expected = format_duration(one["took_s"]), format_duration(one["expected_s"])
+        lines.append(f"    {one['outcome']} after {took}, expected {expected}")
+    else:
+        lines.append(f"    {one['outcome'] or 'under way'}, expected {format_duration(one['expected_s'])}")
+    return lines

@@ -1,0 +1,504 @@
+"""What memory there is, what each instance takes of it, and whether it is there when it is needed.
+
+Theory of operation. The scheduler decides by footprints and a ledger; the keeper makes both agree with the machine:
+
+* Before anything is decided it finds the pools and what each instance will need: declared, learned in earlier runs,
+  estimated from the model's files, or unknown (``open``).
+* Before a load it looks whether the memory is free, and waits up to ``SETTLE_S`` for what an instance of ours has just
+  given back. Memory that others hold is told to the scheduler, which then decides anew (``before_load``).
+* After a soft unload it looks whether the memory came back; if not, the unload has failed (``unload_failure``).
+* While instances load and run it samples what they hold, corrects the ledger, and remembers it for the next run.
+* While one waits for memory its files are read into the page cache (``read_ahead``).
+
+Nothing here delays a request that needs no load. Where nothing can be measured all of this does nothing, at no cost.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from juggler.backends.base import Backend
+from juggler.clock import Clock
+from juggler.config.resolve import ResolvedInstance
+from juggler.ids import InstanceId, PoolId
+from juggler.lifecycle.launcher import Launcher, MachineMemory, PoolUse
+from juggler.lifecycle.page_cache import share_of
+from juggler.memory.choose import RAM, Pools, choose
+from juggler.memory.footprint import MemoryEstimate, Origin
+from juggler.memory.learning import FootprintLearner, FootprintRecord, Phase
+from juggler.memory.store import Learned, LearnedStore, key_of
+from juggler.scheduler import events
+from juggler.scheduler.core import Scheduler
+from juggler.scheduler.ledger import Amounts
+from juggler.scheduler.state import Instance
+from juggler.scheduler.transitions import GONE, LOADING, UP, Residency
+from juggler.units import GIB, MIB, SECONDS, format_size
+
+OPEN_LIMIT_S = 10 * SECONDS
+"""For finding the pools and reading the heads of model files; what is not known by then is taken as unknown."""
+
+SETTLE_S = 5 * SECONDS
+"""Drivers give memory back 0.5 to 1.5 s after a process has ended (memory.md section B)."""
+
+LOOK_EVERY_S = 0.1
+LOADING_EVERY_S = 0.2
+READY_EVERY_S = 1 * SECONDS
+RUNNING_EVERY_S = 5 * SECONDS
+STEADY_AFTER_S = 10 * SECONDS
+"""How long after its start an instance is watched closely."""
+
+SAVE_EVERY_S = 60 * SECONDS
+
+FREED_SHARE = 0.75
+"""Of the memory that an unload should free, this much must be seen to come back."""
+
+UNLOADED_LEAST = 256 * MIB
+"""An unload that should free less than this is not worth verifying: other programs move more."""
+
+ENOUGH_SHARE = 0.98
+"""Of the files in the page cache: the rest is not worth reading."""
+
+_log = logging.getLogger("juggler.memory")
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is known of one instance."""
+
+    backend: Backend
+    config: ResolvedInstance
+    key: str = ""
+    files: tuple[str, ...] = ()
+    origin: Origin = Origin.UNKNOWN
+    declared: bool = False
+    estimate: MemoryEstimate | None = None
+    learner: FootprintLearner | None = None
+    generation: int = 0
+    """Whose samples the learner has."""
+    warned: bool = False
+    """It was said that it holds more than was declared."""
+
+
+class MemoryKeeper:
+    """See the module.
+
+    Args:
+        scheduler: Read, never changed; it is told by ``post``.
+        instances: The configuration's.
+        declared: Pools of the operator; None: those of the machine, where ``automatic``, else one exclusive pool.
+        store: What was learned in earlier runs.
+        post: Takes events for the scheduler.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        instances: Mapping[InstanceId, tuple[ResolvedInstance, Backend]],
+        launcher: Launcher,
+        store: LearnedStore,
+        clock: Clock,
+        post: Callable[[events.Event], None],
+        *,
+        declared: Amounts | None,
+        automatic: bool,
+    ) -> None:
+        self._scheduler = scheduler
+        self._state = scheduler.state
+        self._launcher = launcher
+        self._store = store
+        self._clock = clock
+        self._post = post
+        self._declared = declared
+        self._automatic = automatic
+        self._known = {name: _Known(backend, config) for name, (config, backend) in instances.items()}
+        self._machine = MachineMemory()
+        self._measurable: frozenset[PoolId] = frozenset()
+        self._left_at = -SETTLE_S
+        """When an instance of ours last gave memory back."""
+        self._reading: dict[InstanceId, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._woken = asyncio.Event()
+        self._saved_at = clock.monotonic()
+
+    # -- at the start ------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Find the pools and the footprints, and tell the scheduler. Bounded by ``OPEN_LIMIT_S``; never raises."""
+        try:
+            async with asyncio.timeout(OPEN_LIMIT_S):
+                await asyncio.to_thread(self._store.load)
+                self._machine = await self._launcher.pools()
+                await asyncio.gather(*(self._look_at_files(one) for one in self._known.values()))
+        except TimeoutError:
+            _log.warning("not all of the machine and the models could be looked at within %.0f s", OPEN_LIMIT_S)
+        for trouble in self._machine.troubles:
+            _log.warning("%s", trouble)
+        capacity = self._capacity()
+        if capacity is None:
+            return  # one exclusive pool, as the scheduler was made
+        self._post(events.PoolsFound(self._clock.monotonic(), capacity))
+        for name in self._known:
+            self._expect(name)
+        use = await self._launcher.measure()
+        self._measurable = frozenset(use) & frozenset(capacity)
+        self._tell_foreign(use)
+        _log.info("memory: %s", ", ".join(f"{pool} {format_size(size)}" for pool, size in capacity.items()))
+
+    def _capacity(self) -> Amounts | None:
+        """Bytes per pool; None: one exclusive pool."""
+        if self._declared is not None:
+            return self._declared
+        if not self._automatic or self._machine.troubles or not self._machine.pools:
+            return None
+        gpus = [one for one in self._machine.pools if one.pool != RAM]
+        return {one.pool: usable(one.pool, one.total_bytes) for one in gpus or self._machine.pools}
+
+    async def _look_at_files(self, known: _Known) -> None:
+        files, estimate = await asyncio.to_thread(_files_and_estimate, known.backend)
+        known.files, known.estimate = tuple(str(file) for file in files), estimate
+        known.key = await asyncio.to_thread(self._key, known)
+
+    def _key(self, known: _Known) -> str:
+        settings = known.config.settings
+        argv = [settings.type, settings.binary or "", settings.attach_to or "", *settings.parameters]
+        argv += [f"{name}={value}" for name, value in sorted(settings.env.items())]
+        about = []
+        for file in known.files:
+            with contextlib.suppress(OSError):
+                status = Path(file).stat()
+                about.append((file, status.st_size, status.st_mtime_ns))
+        return key_of(argv, about, [one.key for one in self._machine.pools])
+
+    def _expect(self, name: InstanceId) -> None:
+        known = self._known[name]
+        remembered = self._store.get(known.key)
+        if remembered is not None:
+            self._state.instances[name].estimates.restore(remembered.times)
+        record = remembered.footprint if remembered is not None else None
+        expected = choose(
+            Pools(dict(self._state.ledger.capacity), known.config.pool),
+            declared=known.config.memory,
+            declared_unloaded=known.config.memory_unloaded or None,
+            learned=record.need() if record is not None and record.seen else None,
+            learned_unloaded=record.unloaded if record is not None else None,
+            estimate=known.estimate,
+        )
+        known.origin = expected.origin
+        whole = expected.origin is Origin.UNKNOWN
+        now = self._clock.monotonic()
+        self._post(events.FootprintExpected(now, name, expected.placements, expected.unloaded, whole))
+
+    def environment(self, placed: Amounts) -> Mapping[str, str]:
+        """What makes a program use the GPU it was placed on, where there are several; else nothing."""
+        gpus = [one for one in self._machine.pools if one.pool != RAM]
+        chosen = [one for one in gpus if placed.get(one.pool, 0)]
+        return chosen[0].placement if len(gpus) > 1 and len(chosen) == 1 else {}
+
+    def origin(self, name: InstanceId) -> Origin:
+        """Where the footprint of an instance is known from."""
+        return self._known[name].origin
+
+    # -- before a load and after an unload -------------------------------------------------------------------------
+
+    @property
+    def measures(self) -> bool:
+        """Whether anything of the pools can be measured at all."""
+        return bool(self._measurable)
+
+    async def before_load(self, name: InstanceId, generation: int, needed: Amounts) -> events.StartDeferred | None:
+        """Wait until the memory for a load is seen free; what to tell the scheduler if it is not, else None."""
+        self._stop_reading(except_for=name)
+        while True:
+            use = await self._launcher.measure()
+            short = self._short(self._state.instances[name], needed, use)
+            if not short:
+                return None
+            now = self._clock.monotonic()
+            if now >= self._left_at + SETTLE_S:
+                if self._state.instances[name].whole:
+                    return None  # it takes what there is
+                return events.StartDeferred(now, name, generation, short, self._users(use))
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    def _short(self, instance: Instance, needed: Amounts, use: Mapping[PoolId, PoolUse]) -> dict[PoolId, int]:
+        """What others hold of the pools in which less is free than the load needs; empty: go on."""
+        ledger = self._state.ledger
+        held = ledger.held(instance.id)
+        foreign = {}
+        for pool, size in needed.items():
+            if pool not in use or pool not in self._measurable or not size:
+                continue
+            slack = max(256 * MIB, size * 3 // 100)
+            if instance.whole:
+                slack = max(GIB, size // 10)
+            if use[pool].free_bytes >= size - slack:
+                continue
+            ours = ledger.used(pool) - held.get(pool, 0)
+            expected = ledger.capacity[pool] - ours
+            foreign[pool] = max(0, expected - use[pool].free_bytes)
+        return foreign
+
+    async def unload_failure(self, name: InstanceId) -> str | None:
+        """Why an unload that the backend calls done has not freed its memory; None: it has, or nobody can tell."""
+        self._left_at = self._clock.monotonic()
+        learner = self._known[name].learner
+        before = learner.steady() if learner is not None else {}
+        if not before or self._launch(name) is None:
+            return None
+        instance = self._state.instances[name]
+        deadline = self._clock.monotonic() + SETTLE_S
+        while True:
+            held = await self._held(name)
+            if held is None:
+                return None
+            worst = _not_freed(before, held, instance.residue)
+            if worst is None:
+                assert learner is not None
+                learner.sample(self._clock.monotonic(), Phase.UNLOADED, held)
+                return None
+            if self._clock.monotonic() >= deadline:
+                pool, size = worst
+                return f"{format_size(size)} of {pool} are still held {SETTLE_S:.0f} s later"
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    def gave_back(self, name: InstanceId) -> None:
+        """An instance's process has ended."""
+        self._left_at = self._clock.monotonic()
+        known = self._known[name]
+        if known.learner is not None:
+            self._remember(name, ended=True)
+            known.learner = None
+
+    async def measure_pools(self) -> None:
+        """Answer ``MeasurePools``."""
+        self._tell_foreign(await self._launcher.measure())
+
+    def _tell_foreign(self, use: Mapping[PoolId, PoolUse]) -> None:
+        ledger = self._state.ledger
+        foreign = {
+            pool: max(0, ledger.capacity[pool] - ledger.used(pool) - one.free_bytes)
+            for pool, one in use.items()
+            if pool in ledger.capacity
+        }
+        self._post(events.PoolsMeasured(self._clock.monotonic(), foreign, self._users(use)))
+
+    def _users(self, use: Mapping[PoolId, PoolUse]) -> dict[PoolId, str]:
+        return {
+            pool: ", ".join(f"{format_size(size)} by {name}" for name, size in one.others[:3])
+            for pool, one in use.items()
+            if one.others
+        }
+
+    # -- sampling ----------------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Something loads or runs: sample soon."""
+        if self._measurable:
+            self._woken.set()
+
+    async def run(self) -> None:
+        """Sample what loads and runs, until cancelled; then end what is under way and save."""
+        try:
+            while True:
+                pause_s = self._pause_s()
+                if pause_s is None:
+                    await self._save_when_due()
+                    self._woken.clear()
+                    await self._woken.wait()
+                    continue
+                await self._sample()
+                await self._save_when_due()
+                await asyncio.sleep(pause_s)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+
+    def _pause_s(self) -> float | None:
+        """Seconds between two samples now; None: there is nothing to see."""
+        if not self._measurable:
+            return None
+        now = self._clock.monotonic()
+        pause_s: float | None = None
+        for instance in self._state.instances.values():
+            if instance.residency in LOADING:
+                return LOADING_EVERY_S
+            if instance.residency in UP and now < instance.ready_at + STEADY_AFTER_S + 2 * READY_EVERY_S:
+                pause_s = READY_EVERY_S
+            elif instance.running and pause_s is None:
+                pause_s = RUNNING_EVERY_S
+        return pause_s
+
+    async def _sample(self) -> None:
+        use = await self._launcher.measure()
+        now = self._clock.monotonic()
+        for name, known in self._known.items():
+            instance = self._state.instances[name]
+            launch = self._launch(name)
+            if launch is None or instance.attached:
+                continue
+            held = {
+                pool: one.launches.get(launch, 0)
+                for pool, one in use.items()
+                if one.launches is not None and pool in self._measurable
+            }
+            phase = _phase(instance)
+            if not held or phase is None:
+                continue
+            if known.learner is None or known.generation != instance.generation:
+                known.learner, known.generation = FootprintLearner(), instance.generation
+            known.learner.sample(now, phase, held)
+            if instance.residency in UP and now >= instance.loaded_at + STEADY_AFTER_S:
+                self._correct(name, instance, known)
+
+    def _correct(self, name: InstanceId, instance: Instance, known: _Known) -> None:
+        """Bring the ledger in line with what an instance was seen to hold."""
+        assert known.learner is not None
+        record = known.learner.record()
+        need = record.need()
+        gpus = [pool for pool in self._state.ledger.capacity if pool != RAM]
+        seen = {
+            pool: need.get(pool, 0) for pool in self._state.ledger.capacity if pool in instance.full or pool in need
+        }
+        if gpus:
+            seen.pop(RAM, None)  # beside a GPU it is checked, not shared out
+        if known.config.memory is not None:
+            seen = {pool: size for pool, size in seen.items() if size > instance.full.get(pool, 0)}
+            if not seen:
+                return
+            self._say_too_small(name, known, seen)
+            seen = {**instance.full, **seen}
+        else:
+            known.origin = Origin.MEASURED
+        if any(abs(size - instance.full.get(pool, 0)) > max(64 * MIB, size // 50) for pool, size in seen.items()):
+            self._post(events.FootprintMeasured(self._clock.monotonic(), name, seen, record.unloaded))
+
+    def _say_too_small(self, name: InstanceId, known: _Known, seen: Amounts) -> None:
+        if not known.warned:
+            known.warned = True
+            text = ", ".join(f"{format_size(size)} of {pool}" for pool, size in seen.items())
+            _log.warning("%s needs more than its `memory` declares: %s are reckoned with from now on", name, text)
+
+    async def _held(self, name: InstanceId) -> dict[PoolId, int] | None:
+        """Bytes per pool that an instance's processes hold now; None: nobody can tell."""
+        launch = self._launch(name)
+        if launch is None:
+            return None
+        use = await self._launcher.measure()
+        told = {
+            pool: one.launches.get(launch, 0)
+            for pool, one in use.items()
+            if one.launches is not None and pool in self._measurable
+        }
+        return told or None
+
+    def _launch(self, name: InstanceId) -> str | None:
+        instance = self._state.instances[name]
+        if instance.residency in GONE or instance.attached:
+            return None
+        return f"{name}#{instance.generation}"
+
+    # -- what is remembered ------------------------------------------------------------------------------------
+
+    def _remember(self, name: InstanceId, *, ended: bool) -> None:
+        known, instance = self._known[name], self._state.instances[name]
+        remembered = self._store.get(known.key)
+        footprint = remembered.footprint if remembered is not None else None
+        if ended and known.learner is not None:
+            footprint = known.learner.record(footprint)
+        times = instance.estimates.exported()
+        if times or footprint is not None:
+            self._store.put(known.key, Learned(footprint or FootprintRecord(), times, time.time()))
+
+    async def _save_when_due(self) -> None:
+        if self._clock.monotonic() >= self._saved_at + SAVE_EVERY_S:
+            await self.save()
+
+    async def save(self) -> None:
+        """Write down what was learned; a failure is logged once, by the store."""
+        self._saved_at = self._clock.monotonic()
+        for name, instance in self._state.instances.items():
+            if instance.estimates.arrivals or instance.estimates.load_samples:
+                self._remember(name, ended=False)
+        await self._store.save()
+
+    # -- reading ahead -----------------------------------------------------------------------------------------
+
+    def read_ahead(self, name: InstanceId) -> None:
+        """Read an instance's files into the page cache; answered by ``FilesSeen`` in any case."""
+        self._reading[name] = self._own(self._read(name), f"read ahead {name}")
+
+    async def _read(self, name: InstanceId) -> None:
+        files = self._known[name].files
+        share, size = 0.0, 0
+        try:
+            seen = await self._launcher.cached(files)
+            size = sum(one.size_bytes for one in seen)
+            share = share_of(seen) or 0.0
+            if share < ENOUGH_SHARE and await self._launcher.prefetch([one.path for one in seen], 1 << 62):
+                seen = await self._launcher.cached(files)
+                told = share_of(seen)
+                share = told if told is not None else 1.0
+        except OSError as error:
+            _log.info("the files of %s could not be read ahead: %s", name, error)
+        finally:
+            self._reading.pop(name, None)
+            self._post(events.FilesSeen(self._clock.monotonic(), name, share, size, finished=True))
+
+    def _stop_reading(self, *, except_for: InstanceId) -> None:
+        """A load needs the disk for itself."""
+        for name, task in list(self._reading.items()):
+            if name != except_for:
+                task.cancel()
+
+    async def look_at_page_cache(self) -> None:
+        """Tell the scheduler whose files are where, after a load has moved others out."""
+        for name, known in self._known.items():
+            if known.files and self._state.instances[name].residency in GONE and name not in self._reading:
+                seen = await self._launcher.cached(known.files)
+                share = share_of(seen)
+                if share is not None:
+                    size = sum(one.size_bytes for one in seen)
+                    self._post(events.FilesSeen(self._clock.monotonic(), name, share, size))
+
+    def _own(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def usable(pool: PoolId, total_bytes: int) -> int:
+    """What of a device's memory is shared out: the driver keeps some of a GPU, the system some of main memory."""
+    return total_bytes * 85 // 100 if pool == RAM else total_bytes - max(256 * MIB, total_bytes // 50)
+
+
+def _files_and_estimate(backend: Backend) -> tuple[Sequence[Path], Any]:
+    try:
+        return backend.model_files(), backend.memory_estimate()
+    except Exception:
+        _log.exception("%s: the %s module failed to look at its files", backend.settings.instance, backend.type_name)
+        return (), None
+
+
+def _phase(instance: Instance) -> Phase | None:
+    if instance.residency in LOADING:
+        return Phase.LOADING
+    if instance.residency in UP:
+        return Phase.RUNNING if instance.running else Phase.READY
+    return Phase.UNLOADED if instance.residency is Residency.UNLOADED else None
+
+
+def _not_freed(before: Amounts, held: Mapping[PoolId, int], residue: Amounts) -> tuple[PoolId, int] | None:
+    """The pool, and what is still held there, of which an unload has freed too little."""
+    for pool, size in before.items():
+        should = size - residue.get(pool, 0)
+        if should < UNLOADED_LEAST or pool not in held:
+            continue
+        if size - held[pool] < FREED_SHARE * should:
+            return pool, held[pool]
+    return None

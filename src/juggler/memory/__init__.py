@@ -1,0 +1,1 @@
+"""How much memory an instance needs: declared, learned from earlier runs, estimated from its files, or unknown."""

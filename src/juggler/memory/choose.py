@@ -1,0 +1,121 @@
+"""Which footprint to believe, and on which pools it can be placed. Pure.
+
+Main memory is a pool of its own only where it is the only one: what models keep there beside a GPU is checked before
+they are loaded, and mostly page cache that the system drops by itself.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from juggler.ids import ANY_GPU, PoolId
+from juggler.memory.footprint import Footprint, MemoryEstimate, Origin, PoolBytes
+
+RAM = PoolId("ram")
+
+
+@dataclass(frozen=True, slots=True)
+class Pools:
+    """Where an instance may go."""
+
+    capacity: PoolBytes
+    """Bytes of every pool, main memory included."""
+    pinned: PoolId | None = None
+    """The GPU pool that the operator chose for it."""
+
+    @property
+    def gpus(self) -> tuple[PoolId, ...]:
+        """The GPU pools it may use; all pools but main memory count, whatever the operator calls them."""
+        gpus = tuple(pool for pool in self.capacity if pool != RAM)
+        return (self.pinned,) if self.pinned in gpus and self.pinned is not None else gpus
+
+
+def choose(
+    pools: Pools,
+    *,
+    declared: PoolBytes | None = None,
+    declared_unloaded: PoolBytes | None = None,
+    learned: PoolBytes | None = None,
+    learned_unloaded: PoolBytes | None = None,
+    estimate: MemoryEstimate | None = None,
+) -> Footprint:
+    """The footprint by the first source that knows it, in the order of trust.
+
+    Args:
+        declared: The operator's, with ``ANY_GPU`` for a size that names no pool.
+        declared_unloaded: The same after a soft unload.
+        learned: Seen in earlier runs, on the pools it was placed on then.
+        estimate: By files and options.
+    """
+    unloaded = _anywhere(declared_unloaded, pools) if declared_unloaded else learned_unloaded
+    if declared is not None:
+        return Footprint(_placed(declared, pools), Origin.DECLARED, unloaded)
+    if learned is not None:
+        return Footprint(_again(learned, pools), Origin.LEARNED, unloaded)
+    if estimate is not None:
+        return Footprint(_estimated(estimate, pools), Origin.ESTIMATED, unloaded)
+    return Footprint((_everything(pools),), Origin.UNKNOWN, unloaded)
+
+
+def placements(gpu_bytes: int, pools: Pools, beside: PoolBytes | None = None) -> tuple[PoolBytes, ...]:
+    """The ways to place something that needs ``gpu_bytes`` of one GPU, or of several together.
+
+    One for each GPU pool that holds it alone; where none does, one over all of them in proportion to their size, as
+    llama.cpp splits by default. ``beside`` is added to each.
+    """
+    gpus, extra = pools.gpus, dict(beside or {})
+    alone = [pool for pool in gpus if gpu_bytes <= pools.capacity[pool]]
+    if alone:
+        return tuple({pool: gpu_bytes, **extra} for pool in alone)
+    total = sum(pools.capacity[pool] for pool in gpus)
+    if not total:
+        return (extra,)
+    return ({**{pool: gpu_bytes * pools.capacity[pool] // total for pool in gpus}, **extra},)
+
+
+def _placed(declared: PoolBytes, pools: Pools) -> tuple[PoolBytes, ...]:
+    named = {pool: size for pool, size in declared.items() if pool != ANY_GPU}
+    if ANY_GPU not in declared:
+        return (named,)
+    if not pools.gpus:  # a machine without a GPU: what was meant for one is taken of main memory
+        return ({**named, **dict.fromkeys(list(pools.capacity)[:1], declared[ANY_GPU])},)
+    return placements(declared[ANY_GPU], pools, named)
+
+
+def _anywhere(sizes: PoolBytes, pools: Pools) -> PoolBytes:
+    """A residue that names no pool counts on the first it may be on."""
+    if ANY_GPU not in sizes:
+        return sizes
+    place = next(iter(pools.gpus or tuple(pools.capacity)), None)
+    named = {pool: size for pool, size in sizes.items() if pool != ANY_GPU}
+    return named if place is None else {**named, place: sizes[ANY_GPU]}
+
+
+def _again(learned: PoolBytes, pools: Pools) -> tuple[PoolBytes, ...]:
+    """What was seen on one GPU holds for any other; what was spread over several was so for a reason."""
+    if not learned:  # it was seen to need nothing of any pool
+        return (dict.fromkeys(pools.gpus or tuple(pools.capacity), 0),)
+    known = {pool: size for pool, size in learned.items() if pool in pools.capacity}
+    gpus = [pool for pool in known if pool in pools.gpus and known[pool]]
+    if len(gpus) != 1:
+        return (known or _everything(pools),)
+    beside = {pool: size for pool, size in known.items() if pool not in pools.gpus}
+    return placements(known[gpus[0]], pools, beside)
+
+
+def _estimated(estimate: MemoryEstimate, pools: Pools) -> tuple[PoolBytes, ...]:
+    beside = {RAM: min(estimate.ram_bytes, pools.capacity[RAM])} if RAM in pools.capacity else {}
+    if estimate.gpu_fraction is not None and pools.gpus:
+        return tuple({pool: int(estimate.gpu_fraction * pools.capacity[pool]), **beside} for pool in pools.gpus)
+    if not pools.gpus:
+        return (_capped({RAM: estimate.ram_bytes + estimate.gpu_bytes}, pools),)
+    ways = placements(estimate.gpu_bytes, pools, beside)
+    return tuple(_capped(way, pools) for way in ways)
+
+
+def _everything(pools: Pools) -> PoolBytes:
+    return {pool: pools.capacity[pool] for pool in pools.gpus or tuple(pools.capacity)}
+
+
+def _capped(way: Mapping[PoolId, int], pools: Pools) -> PoolBytes:
+    """An estimate above the pool would never fit (scheduling.md section 10.4)."""
+    return {pool: min(size, pools.capacity.get(pool, size)) for pool, size in way.items()}
