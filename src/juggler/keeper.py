@@ -36,7 +36,7 @@ from juggler.scheduler import events
 from juggler.scheduler.core import Scheduler
 from juggler.scheduler.ledger import Amounts
 from juggler.scheduler.state import Instance
-from juggler.scheduler.transitions import GONE, LOADING, UP, Residency
+from juggler.scheduler.transitions import GONE, LEAVING, LOADING, UP, Residency
 from juggler.units import GIB, MIB, SECONDS, format_size
 
 OPEN_LIMIT_S = 10 * SECONDS
@@ -220,10 +220,33 @@ class MemoryKeeper:
                 return None
             now = self._clock.monotonic()
             if now >= self._left_at + SETTLE_S:
+                self._correct_from(use)
+                short = self._short(self._state.instances[name], needed, use)
                 if self._state.instances[name].whole:
                     return None  # it takes what there is
                 return events.StartDeferred(now, name, generation, short, self._users(use))
             await asyncio.sleep(LOOK_EVERY_S)
+
+    def _correct_from(self, use: Mapping[PoolId, PoolUse]) -> None:
+        """What instances of ours hold beyond the ledger is theirs, and can be had back from them; not a stranger's."""
+        for name, instance in self._state.instances.items():
+            launch = self._launch(name)
+            if launch is None or instance.residency in LOADING or instance.residency in LEAVING:
+                continue
+            ledger = self._state.ledger.held(name)
+            held = {
+                pool: one.launches[launch]
+                for pool, one in use.items()
+                if pool in self._measurable and one.launches is not None and launch in one.launches
+            }
+            if not any(size > ledger.get(pool, 0) + UNLOADED_LEAST for pool, size in held.items()):
+                continue
+            now = self._clock.monotonic()
+            if instance.residency is Residency.UNLOADED:
+                self._post(events.FootprintMeasured(now, name, instance.full, held))
+            else:
+                seen = {pool: max(size, ledger.get(pool, 0)) for pool, size in held.items()}
+                self._post(events.FootprintMeasured(now, name, {**instance.full, **seen}))
 
     def _short(self, instance: Instance, needed: Amounts, use: Mapping[PoolId, PoolUse]) -> dict[PoolId, int]:
         """What others hold of the pools in which less is free than the load needs; empty: go on."""

@@ -2,7 +2,7 @@
 
 from juggler.errors import BackendError, DoesNotFit, JugglerError, NotReady, QueueFull, ShuttingDown
 from juggler.scheduler.events import Kind
-from juggler.scheduler.ledger import EXCLUSIVE_POOL, added, shortage
+from juggler.scheduler.ledger import EXCLUSIVE_POOL, Amounts, added, reduced, shortage
 from juggler.scheduler.state import Instance, SchedulerState
 from juggler.scheduler.transitions import GONE, LOADING, Residency
 from juggler.units import format_duration, format_size
@@ -82,20 +82,24 @@ def _not_ready(instance: Instance, now: float) -> JugglerError:
 
 
 def _does_not_fit(state: SchedulerState, instance: Instance) -> JugglerError | None:
-    need = instance.spec.footprint
-    missing = shortage(need, state.ledger.capacity)
+    """Refuse what no amount of waiting can help: too large for its pools, or for what pinned ones leave of them."""
+    capacity = state.ledger.capacity
     pinned = [
         other
         for other in state.instances.values()
         if (other.spec.pinned or not other.yields) and other is not instance and other.residency not in GONE
     ]
-    by_pinned = need
+    taken: Amounts = {}
     for other in pinned:
-        by_pinned = added(by_pinned, other.footprint)
-    if not missing and (not pinned or not shortage(by_pinned, state.ledger.capacity)):
+        taken = added(taken, other.footprint)
+    left = reduced(capacity, taken)
+    if any(not shortage(way, left) for way in instance.placements):
         return None
+    possible = [way for way in instance.placements if not shortage(way, capacity)]
+    need = min(possible or instance.placements, key=lambda way: sum(shortage(way, capacity).values()))
+    missing = shortage(need, capacity)
     pools = ", ".join(
-        f"{pool} has {format_size(state.ledger.capacity.get(pool, 0))}, it needs {format_size(size)}"
+        f"{pool} has {format_size(capacity.get(pool, 0))}, it needs {format_size(size)}"
         for pool, size in need.items()
         if pool in missing or (not missing and pool != EXCLUSIVE_POOL)
     )

@@ -90,6 +90,10 @@ class FakeBackend(Backend):
     def hint_for(self, output: Sequence[str]) -> str | None:
         return next((hint for text, hint in self._hints.items() if any(text in line for line in output)), None)
 
+    def ready_after(self, seconds: float) -> None:
+        """From now on its servers answer so long after they are probed first."""
+        self._scripts["probe"] = Script([Act(ProbeResult.READY, after_s=seconds)])
+
     async def _play(self, name: str) -> object:
         self.calls.append(name)
         act = self._scripts[name].next() if name in self._scripts else _DEFAULTS.get(name, Act())
