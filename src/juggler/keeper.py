@@ -219,10 +219,12 @@ class MemoryKeeper:
             if not short:
                 return None
             now = self._clock.monotonic()
-            if now >= self._left_at + SETTLE_S:
+            # Main memory is given back by the time a process has ended; drivers take their time.
+            if set(short) == {RAM} or now >= self._left_at + SETTLE_S:
                 self._correct_from(use)
                 short = self._short(self._state.instances[name], needed, use)
                 if self._state.instances[name].whole:
+                    self._tell_foreign(use, loading=name)
                     return None  # it takes what there is
                 return events.StartDeferred(now, name, generation, short, self._users(use))
             await asyncio.sleep(LOOK_EVERY_S)
@@ -301,10 +303,12 @@ class MemoryKeeper:
         """Answer ``MeasurePools``."""
         self._tell_foreign(await self._launcher.measure())
 
-    def _tell_foreign(self, use: Mapping[PoolId, PoolUse]) -> None:
+    def _tell_foreign(self, use: Mapping[PoolId, PoolUse], loading: InstanceId | None = None) -> None:
+        """What is taken and no instance holds; one that is ``loading`` has the memory to come, not that."""
         ledger = self._state.ledger
+        promised = ledger.held(loading) if loading is not None else {}
         foreign = {
-            pool: max(0, ledger.capacity[pool] - ledger.used(pool) - one.free_bytes)
+            pool: max(0, ledger.capacity[pool] - ledger.used(pool) + promised.get(pool, 0) - one.free_bytes)
             for pool, one in use.items()
             if pool in ledger.capacity
         }

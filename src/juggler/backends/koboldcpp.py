@@ -9,6 +9,7 @@ closed, and without a model it tells clients that there is none: so while it is 
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import ClassVar
 
 from juggler.backends.base import (
@@ -24,8 +25,10 @@ from juggler.backends.base import (
 from juggler.backends.hints import GENERAL, compiled, find_hint
 from juggler.backends.koboldcpp_admin import Administration, Version, as_version, model_name, version_of
 from juggler.backends.koboldcpp_launch import Known, command, known, with_script, without_screens
+from juggler.backends.koboldcpp_memory import memory_estimate, model_files
 from juggler.backends.koboldcpp_options import last_value, split
 from juggler.errors import BackendError
+from juggler.memory.footprint import MemoryEstimate
 from juggler.routing.traffic import TrafficClass, TrafficRule, TrafficTable
 from juggler.units import SECONDS
 
@@ -171,6 +174,12 @@ class KoboldCppBackend(Backend):
         return tuple(sorted(words, key=len, reverse=True))
 
     # -- start -------------------------------------------------------------------------------------------------
+
+    def model_files(self) -> tuple[Path, ...]:
+        return model_files(self.settings)
+
+    def memory_estimate(self) -> MemoryEstimate | None:
+        return memory_estimate(self.settings)
 
     def plan(self, address: Address, environ: Mapping[str, str]) -> LaunchPlan:
         settings = self.settings

@@ -59,6 +59,12 @@ class Configured:
     """The files' contents in the order they are read: at most two."""
     words: frozenset[str] = field(default=frozenset())
     """All words of the operator's command line."""
+    model: str = ""
+    """What the program takes for its text model; empty: none."""
+
+    def value(self, option: str) -> object:
+        """What is given of an option: text on the command line, anything in a file; None if nothing is."""
+        return self._of_files(option, last_value(self.groups, option))
 
     def flag(self, option: str) -> bool:
         """Whether the program takes a flag such as ``--admin`` for set."""
@@ -98,7 +104,9 @@ def configured(settings: BackendSettings, groups: Sequence[Group]) -> Configured
         documents += [document] if document is not None else []
         left = _without_model(left, model)
         words -= {"--model"}
-    return Configured(left, tuple(documents), words)
+        last = documents[-1] if documents else {}
+        model = _text(last.get("model_param")) or _text(last.get("model"))
+    return Configured(left, tuple(documents), words, model)
 
 
 def write_copies(settings: BackendSettings, config: Configured, address: Address) -> tuple[str, str]:

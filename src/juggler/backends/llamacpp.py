@@ -6,7 +6,7 @@ slot is saved before it and restored after the next start (``kvcache``).
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from juggler.backends.base import (
@@ -24,12 +24,16 @@ from juggler.backends.command_line import (
     find_executable,
     has_option,
     option_value,
+    option_values,
     without_options,
     without_variables,
 )
+from juggler.backends.gguf_model import estimate_files, existing
 from juggler.backends.hints import GENERAL, compiled, find_hint
 from juggler.backends.kvcache import KvCache
 from juggler.backends.kvsignature import identity, signature_of
+from juggler.memory.footprint import MemoryEstimate
+from juggler.memory.gguf_estimate import CACHE_BYTES, GgufOptions
 from juggler.routing.traffic import TrafficClass, TrafficRule, TrafficTable
 
 _log = logging.getLogger("juggler.backends.llamacpp")
@@ -47,6 +51,12 @@ _ADDRESS_VARIABLES = frozenset(
     }
 )
 """They would change the address or the mode of the process (backends.md 2.1)."""
+
+_MODEL_OPTIONS = frozenset({"-m", "--model"})
+_PROJECTOR_OPTIONS = frozenset({"-mm", "--mmproj"})
+_DRAFT_OPTIONS = frozenset({"-md", "--model-draft"})
+_PLACED_BY_HAND = frozenset({"-ot", "--override-tensor", "-ts", "--tensor-split", "--rpc"})
+"""With them only the program itself knows what goes where."""
 
 DEFAULT_SLOTS = 4
 """``--parallel -1``, the default, gives four slots with one KV buffer (backends.md 2.4)."""
@@ -118,6 +128,61 @@ class LlamaCppBackend(Backend):
     @property
     def _keeps_kv(self) -> bool:
         return self.settings.kv_cache_saving and self._slots_route
+
+    # -- memory ------------------------------------------------------------------------------------------------
+
+    def model_files(self) -> tuple[Path, ...]:
+        parameters = self.settings.parameters
+        named = [*self._named(_MODEL_OPTIONS, "LLAMA_ARG_MODEL"), *self._named(_PROJECTOR_OPTIONS, "LLAMA_ARG_MMPROJ")]
+        named += self._named(_DRAFT_OPTIONS, "LLAMA_ARG_MODEL_DRAFT")
+        for values in option_values(parameters, {"--lora", "--control-vector"}):
+            named += [self._path(name) for name in values[0].split(",")]
+        return existing(named)
+
+    def memory_estimate(self) -> MemoryEstimate | None:
+        """None where the model is not a local file, or its tensors are placed one by one."""
+        parameters = self.settings.parameters
+        model = self._named(_MODEL_OPTIONS, "LLAMA_ARG_MODEL")
+        if not model or has_option(parameters, _PLACED_BY_HAND):
+            return None
+        projector = self._named(_PROJECTOR_OPTIONS, "LLAMA_ARG_MMPROJ")
+        draft = self._named(_DRAFT_OPTIONS, "LLAMA_ARG_MODEL_DRAFT")
+        return estimate_files(
+            model[0],
+            self._memory_options(),
+            projector=projector[0] if projector else None,
+            draft=draft[0] if draft else None,
+        )
+
+    def _memory_options(self) -> GgufOptions:
+        parameters = self.settings.parameters
+        layers = self._option({"-ngl", "--gpu-layers", "--n-gpu-layers"}, "LLAMA_ARG_N_GPU_LAYERS")
+        device = self._option({"-dev", "--device"}, "LLAMA_ARG_DEVICE")
+        experts = self._option({"-ncmoe", "--n-cpu-moe"}, "LLAMA_ARG_N_CPU_MOE")
+        cpu_experts = 10**6 if has_option(parameters, {"-cmoe", "--cpu-moe"}) else _whole(experts, 0)
+        return GgufOptions(
+            context=_whole(self._option({"-c", "--ctx-size"}, "LLAMA_ARG_CTX_SIZE"), 0),
+            gpu_layers=0 if device == "none" else int(layers) if layers.isdecimal() else None,
+            cpu_expert_layers=cpu_experts,
+            key_bytes=CACHE_BYTES.get(self._option({"-ctk", "--cache-type-k"}, "LLAMA_ARG_CACHE_TYPE_K"), 2.0),
+            value_bytes=CACHE_BYTES.get(self._option({"-ctv", "--cache-type-v"}, "LLAMA_ARG_CACHE_TYPE_V"), 2.0),
+            slots=self.default_concurrency,
+            batch=_whole(self._option({"-b", "--batch-size"}, "LLAMA_ARG_BATCH"), 2048),
+            micro_batch=_whole(self._option({"-ub", "--ubatch-size"}, "LLAMA_ARG_UBATCH"), 512),
+            flash_attention=self._option({"-fa", "--flash-attn"}, "LLAMA_ARG_FLASH_ATTN") not in ("off", "0", "false"),
+            kv_on_gpu=not has_option(parameters, {"-nkvo", "--no-kv-offload"}),
+            projector_on_gpu=not has_option(parameters, {"--no-mmproj-offload"}),
+        )
+
+    def _option(self, names: Collection[str], variable: str) -> str:
+        return option_value(self.settings.parameters, names) or self.settings.env.get(variable, "")
+
+    def _named(self, names: Collection[str], variable: str) -> list[Path]:
+        name = self._option(names, variable)
+        return [self._path(name)] if name else []
+
+    def _path(self, name: str) -> Path:
+        return Path(self.settings.cwd or ".") / name
 
     # -- start -------------------------------------------------------------------------------------------------
 
@@ -262,3 +327,7 @@ class LlamaCppBackend(Backend):
 
     def hint_for(self, output: Sequence[str]) -> str | None:
         return find_hint(output, HINTS, GENERAL)
+
+
+def _whole(text: str, default: int) -> int:
+    return int(text) if text.isdecimal() and len(text) < 10 else default

@@ -27,7 +27,9 @@ from juggler.backends.base import (
 )
 from juggler.backends.command_line import find_executable, without_variables
 from juggler.backends.hints import GENERAL, compiled, find_hint
+from juggler.backends.vllm_memory import memory_estimate, model_files
 from juggler.errors import BackendError
+from juggler.memory.footprint import MemoryEstimate
 from juggler.routing.traffic import TrafficClass, TrafficRule, TrafficTable
 from juggler.units import SECONDS
 
@@ -150,6 +152,12 @@ class VllmBackend(Backend):
             work_outlives_request=True,
             answers_when_unloaded=sleeps,
         )
+
+    def model_files(self) -> tuple[Path, ...]:
+        return model_files(self.settings)
+
+    def memory_estimate(self) -> MemoryEstimate | None:
+        return memory_estimate(self.settings)
 
     # -- start -------------------------------------------------------------------------------------------------
 

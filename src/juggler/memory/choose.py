@@ -11,6 +11,8 @@ from juggler.ids import ANY_GPU, PoolId
 from juggler.memory.footprint import Footprint, MemoryEstimate, Origin, PoolBytes
 
 RAM = PoolId("ram")
+WHOLE_DEVICE = 1.02
+"""A pool is what is shared out of a device, a fiftieth less than all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,8 @@ def _again(learned: PoolBytes, pools: Pools) -> tuple[PoolBytes, ...]:
 def _estimated(estimate: MemoryEstimate, pools: Pools) -> tuple[PoolBytes, ...]:
     beside = {RAM: min(estimate.ram_bytes, pools.capacity[RAM])} if RAM in pools.capacity else {}
     if estimate.gpu_fraction is not None and pools.gpus:
-        return tuple({pool: int(estimate.gpu_fraction * pools.capacity[pool]), **beside} for pool in pools.gpus)
+        share = min(1.0, estimate.gpu_fraction * WHOLE_DEVICE)
+        return tuple({pool: int(share * pools.capacity[pool]), **beside} for pool in pools.gpus)
     if not pools.gpus:
         return (_capped({RAM: estimate.ram_bytes + estimate.gpu_bytes}, pools),)
     ways = placements(estimate.gpu_bytes, pools, beside)

@@ -50,7 +50,9 @@ def make_document(plan: Plan, facts: Facts) -> Block:
     entries.append(Entry("servers", Listing(servers)))
     header = [_HEADER]
     if not plan.pools:
-        header.append("No GPU memory is known, so one endpoint is loaded at a time; `memory` changes that.")
+        header.append(
+            "No GPU memory is known: models share main memory as far as their needs are known; `memory` changes that."
+        )
     return Block(tuple(entries), (_warmup(plan),), tuple(header), "Load an endpoint before anybody asks for it:")
 
 

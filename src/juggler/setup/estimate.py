@@ -4,57 +4,22 @@ A guess for the first configuration, on the safe side: what the program really t
 options. All sizes are bytes.
 """
 
+from juggler.memory import gguf_estimate
+from juggler.memory.gguf_estimate import PROCESS_BYTES, PROJECTOR_EXTRA_BYTES, GgufOptions
 from juggler.setup.models import Model
-from juggler.units import GIB, MIB
 
-PROCESS_BYTES = 500 * MIB
-"""A CUDA context with its libraries: 300 to 600 MB."""
-
-PROJECTOR_EXTRA_BYTES = 1 * GIB
-"""What a projector computes with, beside its weights."""
-
-BATCH = 512
-"""llama-server's default ``--ubatch-size``."""
-
-SLOTS = 4
-"""llama-server's default number of slots; each keeps its own window of a sliding layer."""
-
-_WINDOW_BATCH = 2048
-_F16_BYTES = 2
-
-_PERIODS = {"gemma2": 2, "gemma3": 6, "gemma3n": 5, "cohere2": 4, "gpt-oss": 2, "llama4": 4, "exaone4": 4}
-"""Of how many layers the last one sees everything, where the file does not tell (llama.cpp: ``src/models/``)."""
+_DEFAULTS = GgufOptions()
+"""llama-server's own: four slots, 16 bit caches, flash attention."""
 
 
 def kv_bytes(model: Model, context: int) -> int:
     """Keys and values of ``context`` tokens at 16 bits, for all layers."""
-    head = model.head
-    layers = head.layers
-    heads = head.number("attention.head_count") or 1
-    width = (head.number("embedding_length") or 0) // max(heads, 1)
-    per_token = (head.number("attention.key_length") or width) + (head.number("attention.value_length") or width)
-    kv_heads = head.per_layer("attention.head_count_kv", layers, heads)
-    window = head.number("attention.sliding_window") or 0
-    slides = _sliding_layers(model, layers) if window else [False] * layers
-    windowed = min(context, window * SLOTS + _WINDOW_BATCH)
-    tokens = (windowed if slide else context for slide in slides)
-    return sum(count * own * per_token * _F16_BYTES for count, own in zip(tokens, kv_heads, strict=True))
-
-
-def _sliding_layers(model: Model, layers: int) -> list[bool]:
-    """Which layers see a window only: a list in the file, or every layer but the last of each period."""
-    head = model.head
-    pattern = head.values.get(f"{head.architecture}.attention.sliding_window_pattern")
-    if isinstance(pattern, tuple) and pattern:
-        return [bool(pattern[layer % len(pattern)]) for layer in range(layers)]
-    period = head.number("attention.sliding_window_pattern") or _PERIODS.get(head.architecture, 1)
-    return [layer % period < period - 1 for layer in range(layers)]
+    return gguf_estimate.kv_bytes(model.head, context, _DEFAULTS)
 
 
 def compute_bytes(model: Model) -> int:
     """The buffers for one batch, with flash attention."""
-    words = model.head.lengths.get("tokenizer.ggml.tokens", 0)
-    return 4 * BATCH * (words + 4 * (model.head.number("embedding_length") or 0))
+    return gguf_estimate.compute_bytes(model.head, 0, _DEFAULTS)
 
 
 def fixed_bytes(model: Model) -> int:
@@ -84,4 +49,4 @@ def partial_bytes(model: Model, context: int, layers: int) -> tuple[int, int]:
 
 def trained_context(model: Model) -> int:
     """Tokens the model was made for; 4096 if it does not tell."""
-    return model.head.number("context_length") or 4096
+    return gguf_estimate.trained_context(model.head)

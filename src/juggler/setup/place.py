@@ -6,7 +6,8 @@ Sizes are guesses (``estimate``), in bytes, rounded to tenths of a GiB because t
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from juggler.setup.estimate import PROCESS_BYTES, footprint_bytes, layers_that_fit, partial_bytes, trained_context
+from juggler.memory.gguf_estimate import PROCESS_BYTES
+from juggler.setup.estimate import footprint_bytes, layers_that_fit, partial_bytes, trained_context
 from juggler.setup.facts import Facts
 from juggler.setup.models import Model
 from juggler.survey.gpus import Gpu, pooled

@@ -4,9 +4,10 @@ Read with our own bounded parser: the file is untrusted, every length in it is c
 only the head is read. Layout: ``docs/gguf.md`` of the ggml project, versions 2 and 3; keys: memory.md section C.
 """
 
+import itertools
 import re
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from juggler.units import MIB
@@ -22,6 +23,12 @@ NUMBER_MAX = 2**31
 """Of what is counted: contexts reach tens of millions, everything else is smaller."""
 _STRING_BYTES_KEPT = 4096
 _FIRST_READ_BYTES = 2 * MIB
+
+SIZE_MAX = 2**50
+"""Bytes; no tensor is larger."""
+
+_EXPERTS = re.compile(r"blk\.([0-9]{1,4})\.ffn_(?:up|down|gate|gate_up)_(?:ch)?exps\b")
+"""What ``--cpu-moe`` keeps in main memory (llama.cpp: ``common/arg.cpp``)."""
 
 _SPLIT = re.compile(r"-([0-9]{5})-of-([0-9]{5})\.gguf\Z")
 """llama.cpp's names for the parts of a model (``gguf-split``), counted from 1."""
@@ -50,6 +57,12 @@ class GgufHead:
     """Number of items of every array."""
     least_bytes: int = 0
     """The file cannot be complete if it is shorter."""
+    token_embedding_bytes: int = 0
+    """Of the table of token embeddings, where this part holds it."""
+    has_output: bool = False
+    """It holds an output layer of its own, beside that table."""
+    expert_bytes: dict[int, int] = field(default_factory=dict)
+    """Of the experts of each layer that this part holds (mixture of experts)."""
 
     @property
     def architecture(self) -> str:
@@ -151,11 +164,12 @@ class _Parser:
         head = GgufHead()
         for _ in range(keys):
             self._key(head)
-        end = self._tensors(tensors)
+        tensors_found = self._tensors(tensors)
+        end = max((offset for _, offset in tensors_found), default=0)
         alignment = head.values.get("general.alignment", 32)
         step = alignment if isinstance(alignment, int) and 0 < alignment <= 2**20 else 32
         start = (self.offset + step - 1) // step * step
-        return GgufHead(head.values, head.lengths, start + end if tensors else self.offset)
+        return _with_sizes(GgufHead(head.values, head.lengths, start + end if tensors else self.offset), tensors_found)
 
     def _key(self, head: GgufHead) -> None:
         key = self._string()
@@ -197,17 +211,17 @@ class _Parser:
             raise _More
         self.offset = offset
 
-    def _tensors(self, count: int) -> int:
-        """The largest offset of a tensor within the data; the file must reach beyond it."""
-        largest = 0
+    def _tensors(self, count: int) -> list[tuple[str, int]]:
+        """Name and offset within the data of every tensor."""
+        found = []
         for _ in range(count):
-            self._skip(self._number("<Q"))
+            name = self._string()
             dimensions = self._number("<I")
             if dimensions > 8:
                 raise NotGguf("its head holds impossible numbers")
             self._skip(8 * dimensions + 4)
-            largest = max(largest, self._number("<Q"))
-        return largest
+            found.append((name, self._number("<Q")))
+        return found
 
     def _number(self, form: str) -> int:
         size = struct.calcsize(form)
@@ -229,3 +243,18 @@ class _Parser:
         self.offset += count
         if self.offset > len(self.data):
             raise _More
+
+
+def _with_sizes(head: GgufHead, tensors: list[tuple[str, int]]) -> GgufHead:
+    """Add the sizes of the tensors that matter: each reaches to the next one; the last one's is not told."""
+    tensors = sorted(tensors, key=lambda tensor: tensor[1])
+    embedding, experts = 0, dict[int, int]()
+    for (name, begin), (_, end) in itertools.pairwise(tensors):
+        size = min(end - begin, SIZE_MAX)
+        if name == "token_embd.weight":
+            embedding = size
+        elif (match := _EXPERTS.match(name)) is not None:
+            layer = int(match.group(1))
+            experts[layer] = experts.get(layer, 0) + size
+    has_output = any(name == "output.weight" for name, _ in tensors)
+    return replace(head, token_embedding_bytes=embedding, has_output=has_output, expert_bytes=experts)

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
+from juggler.memory.gguf_estimate import PROCESS_BYTES, PROJECTOR_EXTRA_BYTES
 from juggler.setup.estimate import (
-    PROCESS_BYTES,
-    PROJECTOR_EXTRA_BYTES,
     compute_bytes,
     fixed_bytes,
     footprint_bytes,
@@ -25,13 +24,13 @@ def test_keys_and_values() -> None:
     """memory.md section C: 64 layers, 8 heads, 128 + 128, 32768 tokens, 16 bits make 8.0 GiB."""
     shape: dict[str, Any] = {"block_count": 64, "attention.key_length": 128, "attention.value_length": 128}
     assert kv_bytes(model("m", **shape), 32768) == 8 * GIB
-    assert kv_bytes(model("m"), 1) == 128 * KIB
+    assert kv_bytes(model("m"), 1) == kv_bytes(model("m"), 256) == 256 * 128 * KIB
 
 
 def test_keys_and_values_of_layers_that_differ() -> None:
     """A number of heads for each layer: none means no keys there (hybrids with recurrent layers)."""
     shape: dict[str, Any] = {"attention.head_count_kv": (8, 0) * 16}
-    assert kv_bytes(model("m", **shape), 1000) == 64 * KIB * 1000
+    assert kv_bytes(model("m", **shape), 1024) == 64 * KIB * 1024
 
 
 @pytest.mark.parametrize(
@@ -49,7 +48,7 @@ def test_sliding_windows(architecture: str, values: dict[str, Any], full_layers:
     one = model("m", architecture=architecture, **{**values, "attention.sliding_window": 1024})
     per_layer = 4 * KIB
     assert kv_bytes(one, 32768) == per_layer * (full_layers * 32768 + (32 - full_layers) * (4 * 1024 + 2048))
-    assert kv_bytes(one, 1000) == per_layer * 32 * 1000
+    assert kv_bytes(one, 1024) == per_layer * 32 * 1024
 
 
 def test_the_whole() -> None:

@@ -229,11 +229,11 @@ def test_a_build_for_the_processor_alone() -> None:
 
 
 def test_without_a_gpu() -> None:
-    """Nothing is declared: one model at a time."""
+    """Nothing is declared: the machine is asked when it runs."""
     loaded, text = written(facts(model("m")))
-    assert loaded.config.memory.pools is None
+    assert loaded.config.memory.pools == "auto"
     assert loaded.config.servers[0].endpoints[0].memory is None
-    assert "one endpoint is loaded at a time" in text
+    assert "models share main memory" in text
 
 
 def test_many_models() -> None:

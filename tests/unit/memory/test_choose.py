@@ -1,0 +1,73 @@
+"""The order of trust, and where things can be placed."""
+
+import pytest
+
+from juggler.ids import ANY_GPU, PoolId
+from juggler.memory.choose import Pools, choose, placements
+from juggler.memory.footprint import MemoryEstimate, Origin
+from juggler.units import GIB
+
+GPU0, GPU1, RAM = PoolId("gpu0"), PoolId("gpu1"), PoolId("ram")
+ONE = Pools({GPU0: 24 * GIB})
+TWO = Pools({GPU0: 24 * GIB, GPU1: 8 * GIB})
+ESTIMATE = MemoryEstimate(gpu_bytes=6 * GIB, ram_bytes=GIB)
+
+
+def test_the_order_of_trust() -> None:
+    known = {"declared": {ANY_GPU: 1}, "learned": {GPU0: 2}, "estimate": ESTIMATE}
+    assert choose(ONE, **known).origin is Origin.DECLARED  # type: ignore[arg-type]
+    del known["declared"]
+    assert choose(ONE, **known).placements == ({GPU0: 2},)  # type: ignore[arg-type]
+    del known["learned"]
+    assert choose(ONE, **known).placements == ({GPU0: 6 * GIB},)  # type: ignore[arg-type]
+    unknown = choose(ONE)
+    assert (unknown.origin, unknown.placements) == (Origin.UNKNOWN, ({GPU0: 24 * GIB},))
+
+
+def test_one_way_for_each_gpu_that_holds_it() -> None:
+    assert placements(6, Pools({GPU0: 10, GPU1: 6})) == ({GPU0: 6}, {GPU1: 6})
+    assert placements(8, Pools({GPU0: 10, GPU1: 6})) == ({GPU0: 8},)
+
+
+def test_what_no_gpu_holds_alone_is_spread_over_all() -> None:
+    assert placements(12, Pools({GPU0: 12 - 3, GPU1: 9})) == ({GPU0: 6, GPU1: 6},)
+    assert placements(28 * GIB, TWO) == ({GPU0: 21 * GIB, GPU1: 7 * GIB},)
+
+
+def test_pinned_to_one() -> None:
+    pinned = Pools(TWO.capacity, GPU1)
+    assert choose(pinned, declared={ANY_GPU: 5}).placements == ({GPU1: 5},)
+    assert choose(pinned).placements == ({GPU1: 8 * GIB},)
+    assert choose(pinned, estimate=ESTIMATE).placements == ({GPU1: 6 * GIB},)
+
+
+def test_named_pools_stay_as_they_are() -> None:
+    assert choose(TWO, declared={GPU1: 5, GPU0: 7}).placements == ({GPU1: 5, GPU0: 7},)
+    assert choose(TWO, declared={ANY_GPU: 5}, declared_unloaded={ANY_GPU: 1}).unloaded == {GPU0: 1}
+
+
+def test_without_a_gpu_everything_is_in_main_memory() -> None:
+    pools = Pools({RAM: 64 * GIB})
+    assert choose(pools, estimate=ESTIMATE).placements == ({RAM: 7 * GIB},)
+    assert choose(pools, declared={ANY_GPU: 5}).placements == ({RAM: 5},)
+    assert choose(pools).placements == ({RAM: 64 * GIB},)
+
+
+def test_an_estimate_never_exceeds_the_pool() -> None:
+    """It would never be loaded; a load that fails tells more than a guess."""
+    large = MemoryEstimate(gpu_bytes=90 * GIB, ram_bytes=0)
+    assert choose(ONE, estimate=large).placements == ({GPU0: 24 * GIB},)
+    assert choose(TWO, estimate=large).placements == ({GPU0: 24 * GIB, GPU1: 8 * GIB},)
+
+
+def test_a_share_of_each_gpu() -> None:
+    found = choose(TWO, estimate=MemoryEstimate(gpu_fraction=0.5)).placements
+    assert [sum(way.values()) for way in found] == pytest.approx([12.24 * GIB, 4.08 * GIB])
+    assert choose(ONE, estimate=MemoryEstimate(gpu_fraction=1.0)).placements == ({GPU0: 24 * GIB},)
+
+
+def test_learned_on_one_gpu_holds_for_the_others() -> None:
+    assert choose(TWO, learned={GPU0: 5}).placements == ({GPU0: 5}, {GPU1: 5})
+    assert choose(TWO, learned={GPU0: 5, GPU1: 6}).placements == ({GPU0: 5, GPU1: 6},)
+    assert choose(TWO, learned={}).placements == ({GPU0: 0, GPU1: 0},), "it was seen to need none"
+    assert choose(ONE, learned={GPU1: 5}).placements == ({GPU0: 24 * GIB},), "on a GPU that is gone"
