@@ -23,6 +23,7 @@ from juggler.lifecycle.launcher import Launcher
 from juggler.lifecycle.local import LocalLauncher
 from juggler.lifecycle.supervisor import Supervisor
 from juggler.memory.store import LearnedStore
+from juggler.proxy.limits import Limits
 from juggler.proxy.listener import Listener, start_listener
 from juggler.proxy.replies import Replies
 from juggler.routing.table import Entry, RoutingTable
@@ -183,11 +184,17 @@ class App:
 
     async def _listen(self) -> None:
         replies = Replies()
+        comments_s = self.config.comments_every_s
+        limits = Limits(
+            comment_after_s=comments_s,
+            comment_every_s=comments_s or Limits().comment_every_s,
+            send_processing=self.config.processing,
+        )
         for server in self.config.servers:
             entries = [Entry(one.id, one.name, one.prefix, one.strip_prefix, _traffic(one)) for one in server.endpoints]
             gateway = EndpointGateway(RoutingTable(server.name, entries), self.engine)
             try:
-                listener = await start_listener(gateway, server.host, server.port, replies=replies)
+                listener = await start_listener(gateway, server.host, server.port, limits, replies)
             except OSError as error:
                 raise ConfigError(
                     f"server {server.name!r} cannot listen on {server.host}:{server.port}: {error.strerror or error}",

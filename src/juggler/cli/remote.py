@@ -60,7 +60,7 @@ def print_status(url: str, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(status, indent=2, ensure_ascii=False))
         return
-    rows: list[tuple[str, ...]] = [("ENDPOINT", "STATE", "RUNNING", "WAITING", "MEMORY", "IDLE", "LOAD TIME")]
+    rows: list[tuple[str, ...]] = [("ENDPOINT", "STATE", "RUNNING", "WAITING", "MEMORY", "KNOWN", "IDLE", "LOAD TIME")]
     rows += [_row(one) for one in status["instances"]]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
@@ -71,6 +71,9 @@ def print_status(url: str, *, as_json: bool) -> None:
             click.echo(f"{one['instance']}: {one['error']['message']}")
             if one["error"]["hint"]:
                 click.echo(f"  hint: {one['error']['hint']}")
+        if one["waiting"] and one["waits_for"]:
+            expected = format_duration(one["expected_wait_s"])
+            click.echo(f"{one['instance']}: waits for {expected} or so: {one['waits_for']}")
         if one["holds_on"] is not None:
             click.echo(f"{one['instance']}: attached, and did not free its memory: {one['holds_on']}")
     for entry in status["warmup"]:
@@ -79,13 +82,15 @@ def print_status(url: str, *, as_json: bool) -> None:
 
 
 def _row(one: dict[str, Any]) -> tuple[str, ...]:
-    held = ", ".join(_amount(pool, size) for pool, size in one["held_bytes"].items()) or "-"
+    held = ", ".join(_amount(pool, size) for pool, size in one["held_bytes"].items())
+    needs = ", ".join(_amount(pool, size) for pool, size in one["needs_bytes"].items())
     return (
         ", ".join(one["endpoints"]) or one["instance"],
         f"{one['state']} (attached)" if one["attached"] else one["state"],
         str(one["running"]),
         str(one["waiting"]),
-        held,
+        held or f"({needs})",
+        one["memory_origin"] or "-",
         "-" if one["idle_s"] is None else format_duration(one["idle_s"]),
         "-" if one["load_s"] is None else format_duration(one["load_s"]),
     )
@@ -97,8 +102,11 @@ def _amount(pool: str, size_bytes: int) -> str:
 
 def _pool(one: dict[str, Any]) -> str:
     if one["pool"] == "exclusive":
-        return "exclusive (one loaded at a time: no memory.pools configured)"
-    return f"{one['pool']} {format_size(one['used_bytes'])} of {format_size(one['capacity_bytes'])} used"
+        return "exclusive (one loaded at a time)"
+    foreign = ""
+    if one["foreign_bytes"]:
+        foreign = f", others use {one['foreign_users'] or format_size(one['foreign_bytes'])}"
+    return f"{one['pool']} {format_size(one['used_bytes'])} of {format_size(one['capacity_bytes'])} used{foreign}"
 
 
 def print_overview(url: str, config: Path) -> None:

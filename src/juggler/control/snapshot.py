@@ -3,7 +3,7 @@
 from juggler import __version__
 from juggler.engine import Engine
 from juggler.ids import InstanceId
-from juggler.lifecycle.supervisor import Supervisor
+from juggler.scheduler.explain import outlook
 from juggler.scheduler.ledger import Amounts
 from juggler.scheduler.state import Instance
 from juggler.scheduler.transitions import GONE
@@ -20,13 +20,16 @@ def status(engine: Engine, warmup: Warmup, now: float) -> dict[str, object]:
         "version": __version__,
         "shutting_down": state.shutting_down,
         "pools": [
-            {"pool": pool, "capacity_bytes": size, "used_bytes": state.ledger.used(pool)}
+            {
+                "pool": pool,
+                "capacity_bytes": size,
+                "used_bytes": state.ledger.used(pool),
+                "foreign_bytes": state.ledger.foreign.get(pool, 0),
+                "foreign_users": state.users.get(pool, ""),
+            }
             for pool, size in state.ledger.capacity.items()
         ],
-        "instances": [
-            _instance(one, endpoints_of.get(one.id, []), state.ledger.held(one.id), engine.supervisors.get(one.id), now)
-            for one in state.instances.values()
-        ],
+        "instances": [_instance(engine, one, endpoints_of.get(one.id, []), now) for one in state.instances.values()],
         "warmup": [
             {"endpoint": entry.endpoint, "state": entry.state, "error": entry.error, "seconds": entry.seconds}
             for entry in warmup.entries
@@ -34,14 +37,12 @@ def status(engine: Engine, warmup: Warmup, now: float) -> dict[str, object]:
     }
 
 
-def _instance(
-    instance: Instance,
-    endpoints: list[str],
-    held: Amounts,
-    supervisor: Supervisor | None,
-    now: float,
-) -> dict[str, object]:
+def _instance(engine: Engine, instance: Instance, endpoints: list[str], now: float) -> dict[str, object]:
+    state = engine.scheduler.state
+    supervisor = engine.supervisors.get(instance.id)
     address = supervisor.address if supervisor is not None else None
+    ahead = outlook(state, instance, now)
+    oldest = instance.queue.oldest_arrival()
     failure = instance.failure
     return {
         "instance": instance.id,
@@ -53,7 +54,12 @@ def _instance(
         "running": len(instance.running),
         "waiting": len(instance.queue),
         "light": len(instance.light),
-        "held_bytes": {str(pool): size for pool, size in held.items()},
+        "waits_for": ahead.why or None,
+        "waited_s": None if oldest is None else round(now - oldest, 1),
+        "expected_wait_s": round(ahead.expected_s, 1) if len(instance.queue) else None,
+        "held_bytes": _plain(state.ledger.held(instance.id)),
+        "needs_bytes": _plain(instance.full),
+        "memory_origin": engine.keeper.origin(instance.id).value if engine.keeper is not None else None,
         "idle_s": None if instance.idle_since is None else round(now - instance.idle_since, 1),
         "starts": instance.generation,
         "load_s": round(instance.load_s(), 3) if instance.estimates.load_samples else None,
@@ -70,6 +76,10 @@ def _instance(
             "retry_in_s": round(max(instance.retry_at - now, 0.0), 1),
         },
     }
+
+
+def _plain(amounts: Amounts) -> dict[str, int]:
+    return {str(pool): size for pool, size in amounts.items()}
 
 
 def _state(instance: Instance) -> str:

@@ -2,10 +2,14 @@
 
 from juggler.errors import BackendError, DoesNotFit, JugglerError, NotReady, QueueFull, ShuttingDown
 from juggler.scheduler.events import Kind
+from juggler.scheduler.explain import outlook
 from juggler.scheduler.ledger import EXCLUSIVE_POOL, Amounts, added, reduced, shortage
 from juggler.scheduler.state import Instance, SchedulerState
 from juggler.scheduler.transitions import GONE, LOADING, Residency
 from juggler.units import format_duration, format_size
+
+RETRY_AFTER_MOST_S = 120.0
+"""A queue may be gone long before its estimate says so: nobody shall be kept away for longer."""
 
 
 def refusal(state: SchedulerState, instance: Instance, kind: Kind, now: float) -> JugglerError | None:
@@ -15,10 +19,10 @@ def refusal(state: SchedulerState, instance: Instance, kind: Kind, now: float) -
     if kind in (Kind.LIGHT, Kind.HELD_OPEN):
         return None if answers_light(instance) else _not_ready(instance, now)
     if instance.residency not in GONE and instance.failure is None:
-        return _queue_full(instance)
+        return _queue_full(state, instance, now)
     if instance.failure is not None and now < instance.retry_at and not instance.spec.attaches:
         return failed_recently(instance, now)
-    return _does_not_fit(state, instance) or _queue_full(instance)
+    return _does_not_fit(state, instance) or _queue_full(state, instance, now)
 
 
 def answers_light(instance: Instance) -> bool:
@@ -46,13 +50,7 @@ def failed_recently(instance: Instance, now: float) -> JugglerError:
     return error
 
 
-def expected_wait_s(instance: Instance) -> float:
-    """Rough seconds until a new request would be served: a load if one is needed, and the queue before it."""
-    load = 0.0 if instance.up else instance.load_s()
-    return load + len(instance.queue) * instance.estimates.service.value / max(instance.spec.slots, 1)
-
-
-def _queue_full(instance: Instance) -> JugglerError | None:
+def _queue_full(state: SchedulerState, instance: Instance, now: float) -> JugglerError | None:
     waiting = len(instance.queue)
     if waiting < instance.spec.queue_limit:
         return None
@@ -60,7 +58,7 @@ def _queue_full(instance: Instance) -> JugglerError | None:
         f"{waiting} requests already wait for {instance.spec.name!r}, the most its queue_limit allows",
         endpoint=instance.spec.name,
         phase="queued",
-        retry_after_s=max(1.0, min(expected_wait_s(instance), 60.0)),
+        retry_after_s=max(1.0, min(outlook(state, instance, now).expected_s, RETRY_AFTER_MOST_S)),
     )
 
 

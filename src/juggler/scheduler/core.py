@@ -11,7 +11,7 @@ from typing import Any
 
 from juggler.errors import BackendStopped, InvalidTransition, QueueTimeout, ShuttingDown
 from juggler.ids import InstanceId
-from juggler.scheduler.admission import failed_recently, queue_timeout_text, refusal
+from juggler.scheduler.admission import RETRY_AFTER_MOST_S, failed_recently, queue_timeout_text, refusal
 from juggler.scheduler.attach import attach, on_attached, on_missed, on_unload_refused
 from juggler.scheduler.commands import (
     Command,
@@ -52,6 +52,7 @@ from juggler.scheduler.events import (
     TimerFired,
     UnloadFailed,
 )
+from juggler.scheduler.explain import outlook
 from juggler.scheduler.failures import note_failure, tries_again
 from juggler.scheduler.foreign import believe
 from juggler.scheduler.ledger import Amounts, Ledger
@@ -449,7 +450,7 @@ class Scheduler:
                     queue_timeout_text(instance.spec.name, now - waiting.arrived_at),
                     endpoint=instance.spec.name,
                     phase="starting" if instance.residency not in UP | GONE | LEAVING else "queued",
-                    retry_after_s=max(1.0, instance.load_s()),
+                    retry_after_s=max(1.0, min(outlook(self.state, instance, now).expected_s, RETRY_AFTER_MOST_S)),
                 )
                 decision_pass.out.append(Reject(waiting.id, error))
 

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from juggler.ids import PoolId
-from juggler.memory import store as store_module
 from juggler.memory.learning import FootprintRecord
 from juggler.memory.store import RECORDS_MAX, Learned, LearnedStore, key_of
 
@@ -77,7 +76,7 @@ def test_a_full_disk_is_said_once_and_costs_nothing(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(store_module.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     store = loaded(path)
     with caplog.at_level(logging.WARNING):
         for number in range(3):
