@@ -248,6 +248,7 @@ def _spec(config: ResolvedConfig, instance: ResolvedInstance, backend: Backend) 
         attaches=attaches,
         starts=settings.binary is not None or not attaches,
         pinned=instance.pinned,
+        loads_alone=capabilities.loads_alone,
         probes_busy=capabilities.work_outlives_request or (attaches and capabilities.unload_needs_idle),
         answers_when_unloaded=capabilities.answers_when_unloaded,
         idle_unload_s=instance.idle_unload_s,

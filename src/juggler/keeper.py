@@ -190,8 +190,9 @@ class MemoryKeeper:
         )
         known.origin = expected.origin
         whole = expected.origin is Origin.UNKNOWN
+        sure = expected.origin in (Origin.DECLARED, Origin.LEARNED)
         now = self._clock.monotonic()
-        self._post(events.FootprintExpected(now, name, expected.placements, expected.unloaded, whole))
+        self._post(events.FootprintExpected(now, name, expected.placements, expected.unloaded, whole, sure))
 
     def environment(self, placed: Amounts) -> Mapping[str, str]:
         """What makes a program use the GPU it was placed on, where there are several; else nothing."""

@@ -1,5 +1,7 @@
 """The scheduler on scripts: each test is a story of events and the commands they cause."""
 
+from typing import Any
+
 import pytest
 
 from juggler.errors import BackendExited, InvalidTransition
@@ -301,13 +303,24 @@ def test_reports_that_cross_with_a_stop_are_dropped() -> None:
     assert script.gone(A) == [c.OrderDone(1, "done")]
 
 
-def test_loads_on_one_pool_follow_one_another() -> None:
-    """Backends measure free memory while they start; two at once would mislead each other."""
+@pytest.mark.parametrize(("first", "second"), [(True, False), (False, True)])
+@pytest.mark.parametrize("why", ["loads_alone", "sure"])
+def test_loads_that_need_the_pool_for_themselves_follow_one_another(why: str, first: bool, second: bool) -> None:
+    """Backends that measure free memory while they start would mislead each other; and an estimate may be too small."""
     names = [InstanceId("x"), InstanceId("y")]
-    script = Script(*(InstanceSpec(name, str(name), {GPU: 5}) for name in names), capacity={GPU: 24})
+    alone: list[dict[str, Any]] = [{why: one if why == "loads_alone" else not one} for one in (first, second)]
+    specs = [InstanceSpec(name, str(name), {GPU: 5}, **more) for name, more in zip(names, alone, strict=True)]
+    script = Script(*specs, capacity={GPU: 24})
     assert script.arrive(names[0]) == [c.StartInstance(names[0], 1)]
     assert script.arrive(names[1]) == []
     assert kinds(script.ready(names[0])) == ["Forward", "StartInstance"]
+
+
+def test_loads_whose_needs_are_known_go_side_by_side() -> None:
+    names = [InstanceId("x"), InstanceId("y")]
+    script = Script(*(InstanceSpec(name, str(name), {GPU: 5}) for name in names), capacity={GPU: 24})
+    assert script.arrive(names[0]) == [c.StartInstance(names[0], 1)]
+    assert script.arrive(names[1]) == [c.StartInstance(names[1], 1)]
 
 
 def test_a_job_that_outlives_its_request_keeps_the_model_awake() -> None:

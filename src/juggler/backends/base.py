@@ -50,6 +50,9 @@ class Capabilities:
     answers_when_unloaded: bool = False
     """Polls and lists are answered by the process although its weights are gone."""
 
+    loads_alone: bool = False
+    """Others must not change the memory of its GPU while it loads: it fits itself into what is free, or fails."""
+
     keeps_kv: bool = False
     """State of conversations can be saved before a stop and restored after a start."""
 

@@ -118,7 +118,15 @@ class LlamaCppBackend(Backend):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(work_outlives_request=True, keeps_kv=self._keeps_kv)
+        return Capabilities(work_outlives_request=True, keeps_kv=self._keeps_kv, loads_alone=self._fits_itself)
+
+    @property
+    def _fits_itself(self) -> bool:
+        """Whether it chooses its context or its layers by what is free at its start (``--fit``, on by default)."""
+        chosen = self._option({"-c", "--ctx-size"}, "LLAMA_ARG_CTX_SIZE").strip("0") and (
+            self._option({"-ngl", "--gpu-layers", "--n-gpu-layers"}, "LLAMA_ARG_N_GPU_LAYERS").isdecimal()
+        )
+        return not chosen and self._option({"-fit", "--fit"}, "LLAMA_ARG_FIT") != "off"
 
     @property
     def default_concurrency(self) -> int:

@@ -151,6 +151,7 @@ class VllmBackend(Backend):
             unload_needs_idle=True,
             work_outlives_request=True,
             answers_when_unloaded=sleeps,
+            loads_alone=True,
         )
 
     def model_files(self) -> tuple[Path, ...]:

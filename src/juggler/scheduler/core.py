@@ -267,7 +267,7 @@ class Scheduler:
     def _on_footprint_expected(self, event: FootprintExpected, out: list[Command]) -> None:
         instance = self.state.instances[event.instance]
         if instance.residency in GONE:  # what is loaded is measured
-            self.state.expect(instance, event.placements, event.unloaded, whole=event.whole)
+            self.state.expect(instance, event.placements, event.unloaded, whole=event.whole, sure=event.sure)
             self._decide(event.now, out)
 
     def _on_footprint_measured(self, event: FootprintMeasured, out: list[Command]) -> None:

@@ -243,13 +243,13 @@ class DecisionPass:
             plan.decision.outcome = why
 
     def _pool_is_free_of_loads(self, target: Instance) -> bool:
-        """Loads on one pool follow one another; one that nobody waits for any more gives way."""
-        if not self.policy.one_load_per_pool:
-            return True
+        """Loads that need the pool for themselves follow one another; one that nobody waits for any more gives way."""
         pools: set[PoolId] = {pool for pool, size in target.full.items() if size}
         free = True
         for other in self.state.instances.values():
-            if other.residency in LOADING and pools.intersection(other.full):
+            if other.residency not in LOADING or not pools.intersection(other.full):
+                continue
+            if self.policy.one_load_per_pool or target.loads_alone or other.loads_alone:
                 free = False
                 if not len(other.queue) and not other.attached:
                     self.send_away([(other, Mode.STOP)], target=target, cause="request")

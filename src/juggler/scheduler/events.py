@@ -120,6 +120,8 @@ class FootprintExpected:
     """Bytes per pool after a soft unload; None: nothing new."""
     whole: bool = False
     """Nothing is known: it takes whatever its pools have that others do not use."""
+    sure: bool = True
+    """Declared, or seen before; an estimate may be too small."""
 
 
 @dataclass(frozen=True, slots=True)

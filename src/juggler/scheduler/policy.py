@@ -75,9 +75,8 @@ class Policy:
     out_of_memory_factor: float = 1.1
     """A load that ran out of memory needs at least this much more than was thought, or than was free."""
 
-    one_load_per_pool: bool = True
-    """Starts on one memory pool follow one another: llama.cpp fits itself into what is free at its start, vLLM
-    fails when others change the memory while it profiles (backends.md 2.5, 7.1)."""
+    one_load_per_pool: bool = False
+    """All starts on one memory pool follow one another; otherwise only those that must (``Instance.loads_alone``)."""
 
 
 DIALS = {"fair": 0.5, "balanced": 1.5, "throughput": 3.0}

@@ -52,6 +52,11 @@ class InstanceSpec:
     """Other ways to place it on the pools; empty: ``footprint`` is the only one."""
     whole: bool = False
     """``footprint`` is a guess: all that its pools have."""
+    loads_alone: bool = False
+    """Nobody else may load on its pools meanwhile: llama.cpp may fit itself into what is free at its start, vLLM fails
+    when others change the memory while it profiles (backends.md 2.5, 7.1)."""
+    sure: bool = True
+    """``footprint`` was declared or measured; an estimate may be too small."""
     pinned: bool = False
     """Never a victim."""
     probes_busy: bool = False
@@ -118,6 +123,7 @@ class Instance:
         "running",
         "soft_unload",
         "spec",
+        "sure",
         "swap",
         "unwanted_since",
         "whole",
@@ -179,6 +185,8 @@ class Instance:
         """Bytes per pool after a soft unload."""
         self.placements: tuple[Amounts, ...] = spec.placements or (spec.footprint,)
         """The ways in which it can be placed."""
+        self.sure = spec.sure
+        """Its footprint can be relied on."""
         self.whole = spec.whole
         """Its footprint is not known: it takes what its pools have and others do not use."""
         self.cached: float | None = None
@@ -200,6 +208,11 @@ class Instance:
     @property
     def up(self) -> bool:
         return self.residency in UP
+
+    @property
+    def loads_alone(self) -> bool:
+        """Whether loads on its pools must wait for its own, and it for theirs."""
+        return self.spec.loads_alone or not self.sure
 
     @property
     def unused(self) -> bool:
@@ -354,10 +367,11 @@ class SchedulerState:
             self._may_return.popitem(last=False)
 
     def expect(
-        self, instance: Instance, placements: tuple[Amounts, ...], residue: Amounts | None, *, whole: bool
+        self, instance: Instance, placements: tuple[Amounts, ...], residue: Amounts | None, *, whole: bool, sure: bool
     ) -> None:
         """What a stopped instance will need."""
-        instance.placements, instance.full, instance.whole = placements, placements[0], whole
+        instance.placements, instance.full = placements, placements[0]
+        instance.whole, instance.sure = whole, sure
         instance.kept = instance.full if instance.kept else NOTHING
         if residue is not None:
             instance.residue = residue
@@ -380,7 +394,7 @@ class SchedulerState:
         if residue is not None:
             instance.residue = {pool: min(size, capacity[pool]) for pool, size in residue.items() if pool in capacity}
         if seen:
-            instance.whole = False
+            instance.whole, instance.sure = False, True
             instance.grown = instance.grown or bool(shortage(seen, self.ledger.held(instance.id)))
             place = set(instance.full)
             if any(size for pool, size in seen.items() if pool not in place):
