@@ -22,7 +22,7 @@ def refusal(state: SchedulerState, instance: Instance, kind: Kind, now: float) -
         return _queue_full(state, instance, now)
     if instance.failure is not None and now < instance.retry_at and not instance.spec.attaches:
         return failed_recently(instance, now)
-    return _does_not_fit(state, instance) or _queue_full(state, instance, now)
+    return does_not_fit(state, instance) or _queue_full(state, instance, now)
 
 
 def answers_light(instance: Instance) -> bool:
@@ -79,7 +79,7 @@ def _not_ready(instance: Instance, now: float) -> JugglerError:
     )
 
 
-def _does_not_fit(state: SchedulerState, instance: Instance) -> JugglerError | None:
+def does_not_fit(state: SchedulerState, instance: Instance) -> JugglerError | None:
     """Refuse what no amount of waiting can help: too large for its pools, or for what pinned ones leave of them."""
     capacity = state.ledger.capacity
     pinned = [

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from juggler.ids import InstanceId, PoolId
+from juggler.scheduler.admission import does_not_fit
 from juggler.scheduler.attach import holders, reject_for
-from juggler.scheduler.commands import Considered, MeasurePools, Mode, ReadAhead
+from juggler.scheduler.commands import Considered, MeasurePools, Mode, ReadAhead, Reject
 from juggler.scheduler.eviction import Candidate, VictimSet, cheapest
 from juggler.scheduler.foreign import blamed_on_others, reject_for_foreign_users
 from juggler.scheduler.ledger import Amounts, added, reduced, shortage
@@ -107,6 +108,12 @@ class SwapPlanner:
 
     def _cannot_load(self, wanting: Instance, way: _Way, candidates: Sequence[Candidate], available: Amounts) -> None:
         """Even everybody who could go would not be enough: somebody must be waited for, or nothing can be done."""
+        error = does_not_fit(self.state, wanting)
+        if error is not None:  # it was let in before its footprint grew, or before somebody was pinned beside it
+            for waiting in wanting.queue.pop_all():
+                del self.state.requests[waiting.id]
+                self._pass.out.append(Reject(waiting.id, error))
+            return
         refusing = holders(self.state, wanting, way.missing, candidates, self.now)
         if refusing:
             reject_for(self.state, wanting, refusing, self.now, self._pass.out)
