@@ -109,13 +109,20 @@ class Juggler:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def ask(
-        self, method: str, path: str, body: object = None, *, port: int | None = None, timeout_s: float = LIMIT_S
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        port: int | None = None,
+        timeout_s: float = LIMIT_S,
+        headers: dict[str, str] | None = None,
     ) -> Answer:
         connection = http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=timeout_s)
         try:
             data = json.dumps(body).encode() if body is not None else None
-            headers = {"Content-Type": "application/json"} if data is not None else {}
-            connection.request(method, path, data, headers)
+            own = {"Content-Type": "application/json"} if data is not None else {}
+            connection.request(method, path, data, {**own, **(headers or {})})
             answer = connection.getresponse()
             return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
         finally:

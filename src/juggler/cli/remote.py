@@ -43,8 +43,9 @@ def call(url: str, method: str, path: str, timeout_s: float) -> Any:
     finally:
         connection.close()
     if answer.status >= 400:
-        detail = document.get("juggler") or {}
-        raise JugglerError(document["error"]["message"], hint=detail.get("hint"))
+        detail, error = document.get("juggler") or {}, document.get("error")
+        message = error.get("message") if isinstance(error, dict) else error
+        raise JugglerError(str(message or f"{url} answered {answer.status}"), hint=detail.get("hint"))
     return document
 
 
