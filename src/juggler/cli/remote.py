@@ -43,8 +43,8 @@ def call(url: str, method: str, path: str, timeout_s: float) -> Any:
     finally:
         connection.close()
     if answer.status >= 400:
-        detail, error = document.get("juggler") or {}, document.get("error")
-        message = error.get("message") if isinstance(error, dict) else error
+        detail, told = document.get("juggler") or {}, document.get("error")
+        message = told.get("message") if isinstance(told, dict) else told
         raise JugglerError(str(message or f"{url} answered {answer.status}"), hint=detail.get("hint"))
     return document
 

@@ -14,7 +14,7 @@ from juggler.scheduler.attach import holders, reject_for
 from juggler.scheduler.commands import Considered, MeasurePools, Mode, ReadAhead, Reject
 from juggler.scheduler.eviction import Candidate, VictimSet, cheapest
 from juggler.scheduler.foreign import blamed_on_others, reject_for_foreign_users
-from juggler.scheduler.ledger import Amounts, added, reduced, shortage
+from juggler.scheduler.ledger import Amounts, reduced, shortage
 from juggler.scheduler.queue import Gate
 from juggler.scheduler.state import Instance, Plan
 from juggler.scheduler.transitions import GONE, LEAVING, LOADABLE, LOADING, Residency
@@ -33,6 +33,8 @@ class _Way(NamedTuple):
     """One placement of a blocked instance, and what it would take."""
 
     placed: Amounts
+    need: Amounts
+    """What it takes beyond what is held already."""
     leaving: Going
     """Who goes anyway and frees some of it."""
     missing: dict[PoolId, int]
@@ -47,80 +49,105 @@ class SwapPlanner:
         self.state = decision_pass.state
         self.policy = decision_pass.policy
         self.now = decision_pass.now
-        self._claims: Amounts = {}
+        self._available: Amounts = {}
+        """Free memory that nobody more urgent has claimed."""
+        self._lasting: Amounts = {}
+        """What can be had of the pools at all: beside those that are pinned or cannot free anything."""
+        self._residents: list[Instance] = []
         self._reserved: set[InstanceId] = set()
+        self._reading = False
 
     def run(self) -> None:
         """Make every plan that can be made now."""
         state = self.state
         blocked = [one for one in state.instances.values() if self._is_blocked(one)]
+        self._residents = [one for one in state.instances.values() if one.residency not in GONE]
+        self._reading = state.reading is not None or any(one.residency in LOADING for one in self._residents)
         if not blocked:
             self._read_ahead_at_leisure()
             return
         if len(blocked) > 1:
             blocked.sort(key=self._urgency)
         self._value = Valuation(state, self.now, sum(one.queue.weight() for one in blocked))
-        self._residents = [one for one in state.instances.values() if one.residency not in GONE]
-        for claim in state.claimed().values():
-            self._claims = added(self._claims, claim)
         self._reserved = {victim for plan in state.plans.values() for victim, _ in plan.victims}
+        self._available = reduced(state.ledger.free(), {})
+        for claim in state.claimed().values():
+            self._claim(claim)
+        self._lasting = state.ledger.capacity
+        for one in self._residents:
+            if one.spec.pinned or not one.yields:
+                self._lasting = reduced(self._lasting, one.footprint)
         for wanting in blocked:
             self._plan_for(wanting)
 
+    def _claim(self, amounts: Amounts) -> None:
+        """Keep free memory from whoever is less urgent."""
+        self._available = reduced(self._available, amounts)
+
     def _plan_for(self, wanting: Instance) -> None:
-        available = reduced(self.state.ledger.free(), self._claims)
-        fitting = [way for way in wanting.ways_to_load() if not shortage(self._need(wanting, way), available)]
+        ways = [(way, self._need(wanting, way)) for way in wanting.ways_to_load()]
+        fitting = [way for way, need in ways if not shortage(need, self._available)]
         if fitting:
+            available = self._available
             wanting.full = min(fitting, key=lambda way: sum(available.get(pool, 0) for pool in way))  # the best fit
             self._make_plan(wanting, (), (), {})
-            self._claims = added(self._claims, wanting.need())
+            self._claim(wanting.need())
             return
         self._read_ahead(wanting)
-        candidates = self._candidates(wanting)
-        ways = [self._assess(wanting, way, available, candidates) for way in wanting.ways_to_load()]
-        way = min(ways, key=_rank)
+        others = [one for one in self._residents if one is not wanting and one.id not in self._reserved]
+        if not others and not self.state.ledger.foreign:
+            self._stand_in_line(wanting, ways[0][1])
+            return
+        candidates = [one for one in (self._value.candidate(other, wanting) for other in others) if one is not None]
+        way = min((self._assess(way, need, others, candidates) for way, need in ways), key=_rank)
         if self._foreign_memory_is_in_question(way.missing):
-            self._claims = added(self._claims, _part_of(self._need(wanting, way.placed), available))
+            self._claim(way.need)
             return
         self._reserved.update(gone for gone, _ in way.leaving)
         if not way.missing:
             wanting.full = way.placed
             self._make_plan(wanting, way.leaving, (), {})
-            self._claims = added(self._claims, _part_of(wanting.need(), available))
+            self._claim(way.need)
         elif way.choice is None:
-            self._cannot_load(wanting, way, candidates, available)
+            self._cannot_load(wanting, way, candidates)
         else:
             self._reserved.update(victim for victim, _ in way.choice.victims)
             if way.choice.at > self.now:
                 self._pass.note(way.choice.at)
                 return
             wanting.full = way.placed
-            self._claims = added(self._claims, _part_of(wanting.need(), available))
+            self._claim(way.need)
             self._take(wanting, way, way.choice.victims)
 
     def _need(self, wanting: Instance, way: Amounts) -> Amounts:
         return reduced(way, wanting.residue) if wanting.residency is Residency.UNLOADED else way
 
-    def _assess(self, wanting: Instance, way: Amounts, available: Amounts, candidates: Sequence[Candidate]) -> _Way:
-        missing = shortage(self._need(wanting, way), available)
-        leaving, missing = self._leaving_anyway(wanting, missing)
-        return _Way(way, leaving, missing, cheapest(missing, candidates) if missing else None)
+    def _assess(self, way: Amounts, need: Amounts, others: Sequence[Instance], candidates: Sequence[Candidate]) -> _Way:
+        leaving, missing = self._leaving_anyway(others, shortage(need, self._available))
+        return _Way(way, need, leaving, missing, cheapest(missing, candidates) if missing else None)
 
-    def _cannot_load(self, wanting: Instance, way: _Way, candidates: Sequence[Candidate], available: Amounts) -> None:
+    def _cannot_load(self, wanting: Instance, way: _Way, candidates: Sequence[Candidate]) -> None:
         """Even everybody who could go would not be enough: somebody must be waited for, or nothing can be done."""
-        error = does_not_fit(self.state, wanting)
-        if error is not None:  # it was let in before its footprint grew, or before somebody was pinned beside it
-            for waiting in wanting.queue.pop_all():
-                del self.state.requests[waiting.id]
-                self._pass.out.append(Reject(waiting.id, error))
-            return
+        out = self._pass.out
         refusing = holders(self.state, wanting, way.missing, candidates, self.now)
         if refusing:
-            reject_for(self.state, wanting, refusing, self.now, self._pass.out)
+            reject_for(self.state, wanting, refusing, self.now, out)
         elif blamed_on_others(self.state, wanting, way.placed):
-            reject_for_foreign_users(self.state, wanting, way.placed, self._pass.out)
-        elif self._overdue(wanting):
-            self._claims = added(self._claims, _part_of(self._need(wanting, way.placed), available))
+            reject_for_foreign_users(self.state, wanting, way.placed, out)
+        else:
+            self._stand_in_line(wanting, way.need)
+
+    def _stand_in_line(self, wanting: Instance, need: Amounts) -> None:
+        """Wait for those who are more urgent; an overdue one keeps what is free from those who are less."""
+        if all(shortage(way, self._lasting) for way in wanting.placements):
+            error = does_not_fit(self.state, wanting)
+            if error is not None:  # it was let in before its footprint grew, or before somebody was pinned beside it
+                for waiting in wanting.queue.pop_all():
+                    del self.state.requests[waiting.id]
+                    self._pass.out.append(Reject(waiting.id, error))
+                return
+        if self._overdue(wanting):
+            self._claim(need)
         else:
             self._pass.note(wanting.queue.earliest_due())
 
@@ -136,16 +163,18 @@ class SwapPlanner:
             self._pass.out.append(MeasurePools())
         return True
 
-    def _leaving_anyway(self, wanting: Instance, missing: dict[PoolId, int]) -> tuple[Going, dict[PoolId, int]]:
+    def _leaving_anyway(
+        self, others: Sequence[Instance], missing: dict[PoolId, int]
+    ) -> tuple[Going, dict[PoolId, int]]:
         """Who is on the way out for reasons of its own and frees some of what is missing; what is missing beyond it.
 
         A failed start is still being cleared away when the next one is decided on: nobody shall go in its place.
         """
         leaving: list[tuple[InstanceId, Mode]] = []
-        for other in self._residents:
+        for other in others:
             if not missing:
                 break
-            if other.residency not in LEAVING or other is wanting or other.id in self._reserved:
+            if other.residency not in LEAVING:
                 continue
             freed = self.state.on_its_way(other)
             if any(freed.get(pool, 0) for pool in missing):
@@ -178,14 +207,6 @@ class SwapPlanner:
     def _overdue(self, instance: Instance) -> bool:
         due = instance.queue.earliest_due()
         return due is not None and due <= self.now
-
-    def _candidates(self, wanting: Instance) -> list[Candidate]:
-        found = (
-            self._value.candidate(other, wanting)
-            for other in self._residents
-            if other is not wanting and other.id not in self._reserved
-        )
-        return [one for one in found if one is not None]
 
     # -- taking ------------------------------------------------------------------------------------------------
 
@@ -240,7 +261,7 @@ class SwapPlanner:
     def _read_ahead(self, wanting: Instance) -> None:
         """Have the files of one that must wait in the page cache by the time the memory is free."""
         if self._may_read(wanting):
-            wanting.read_ahead = True
+            wanting.read_ahead = self._reading = True
             self.state.reading = wanting.id
             self._pass.out.append(ReadAhead(wanting.id))
 
@@ -257,11 +278,9 @@ class SwapPlanner:
             self._read_ahead(best)
 
     def _may_read(self, instance: Instance) -> bool:
-        if not self.policy.read_ahead or self.state.reading is not None or instance.read_ahead:
+        if self._reading or instance.read_ahead or not self.policy.read_ahead:
             return False
-        if instance.residency not in GONE or not instance.spec.starts or (instance.cached or 0.0) >= WELL_CACHED:
-            return False
-        return not any(one.residency in LOADING for one in self.state.instances.values())
+        return instance.residency in GONE and instance.spec.starts and (instance.cached or 0.0) < WELL_CACHED
 
 
 def _rank(way: _Way) -> tuple[int, float, float, int]:
@@ -271,8 +290,3 @@ def _rank(way: _Way) -> tuple[int, float, float, int]:
     if way.choice is None:
         return (2, 0.0, 0.0, sum(way.missing.values()))
     return (1, way.choice.at, way.choice.cost, sum(way.missing.values()))
-
-
-def _part_of(need: Amounts, available: Amounts) -> dict[PoolId, int]:
-    """The free memory a waiting instance keeps from less urgent ones."""
-    return {pool: min(size, available.get(pool, 0)) for pool, size in need.items()}
