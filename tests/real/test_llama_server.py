@@ -95,7 +95,8 @@ def test_taken_port_ends_with_status_1(model: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         done = run("-m", str(model), "--port", str(taken.getsockname()[1]))
     assert done.returncode == 1
-    assert "couldn't bind" in done.stderr
+    # llama.cpp logs from a thread of its own, which the end of the process may overtake.
+    assert "couldn't bind" in done.stderr or "Failed to init server" in done.stderr
 
 
 @needs_engine

@@ -152,7 +152,7 @@ class Juggling(RuleBasedStateMachine):
     def memory_is_given_out_once(self) -> None:
         for pool, capacity in CAPACITY.items():
             held = 0
-            for name, process in self.processes.items():
+            for process in self.processes.values():
                 held += 1 if process.doing == "unloaded" and pool == GPU0 else process.placed.get(pool, 0)
             assert held <= capacity, f"{held} of {capacity} on {pool}"
 

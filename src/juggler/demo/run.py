@@ -68,7 +68,7 @@ def demo_config(directory: Path, port: int, control_port: int) -> dict[str, obje
     return {
         "temp_dir": str(directory / "tmp"),
         "state_dir": str(directory / "state"),
-        "memory": {"pools": {"gpu0": "24GiB"}},
+        "memory": {"pools": {"pretend": "24GiB"}},  # no name of a real GPU: that would be measured
         "control": {"host": "127.0.0.1", "port": control_port},
         "backends": {
             "llamacpp": {"binary": engine_command()},

@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 
-from juggler.devices.reading import Device
-from juggler.ids import PoolId
+from juggler.survey.gpus import Gpu
 from juggler.units import GIB, MIB, SECONDS
 
-LIMIT_S = 2 * SECONDS
+LIMIT_S = 1 * SECONDS
+"""For one call; it takes milliseconds."""
+SYSCTL = "/usr/sbin/sysctl"
 SMALL_BYTES = 36 * GIB
 SMALL_SHARE = 0.67
 LARGE_SHARE = 0.75
@@ -15,14 +17,24 @@ LARGE_SHARE = 0.75
 quarters (memory.md section D)."""
 
 
-def apple_gpu() -> list[Device]:
-    """The GPU of this Mac as one pool; empty elsewhere."""
+def sysctl(name: str) -> int | None:
+    """A number of the system's; None: there is none of that name, or this is no Mac."""
     if sys.platform != "darwin":
+        return None
+    try:
+        run = subprocess.run([SYSCTL, "-n", name], capture_output=True, timeout=LIMIT_S, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    text = run.stdout.decode("ascii", "replace").strip()
+    return int(text) if text.isdecimal() and len(text) <= 20 else None
+
+
+def apple_gpu(ask: Callable[[str], int | None] = sysctl) -> list[Gpu]:
+    """The GPU of a Mac with Apple's processor; empty elsewhere. ``hw.optional.arm64`` is 1 under Rosetta too."""
+    total = ask("hw.memsize") if ask("hw.optional.arm64") == 1 else None
+    if not total:
         return []
-    total = _sysctl("hw.memsize")
-    if total is None:
-        return []
-    return [Device(PoolId("gpu0"), "Apple", 0, "Apple GPU", working_set_bytes(total, _sysctl("iogpu.wired_limit_mb")))]
+    return [Gpu("Apple", 0, "Apple GPU", working_set_bytes(total, ask("iogpu.wired_limit_mb")), None)]
 
 
 def working_set_bytes(total_bytes: int, wired_limit_mb: int | None) -> int:
@@ -30,12 +42,3 @@ def working_set_bytes(total_bytes: int, wired_limit_mb: int | None) -> int:
     if wired_limit_mb:
         return min(wired_limit_mb * MIB, total_bytes)
     return int(total_bytes * (SMALL_SHARE if total_bytes <= SMALL_BYTES else LARGE_SHARE))
-
-
-def _sysctl(name: str) -> int | None:
-    try:
-        run = subprocess.run(["sysctl", "-n", name], capture_output=True, timeout=LIMIT_S, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    text = run.stdout.decode("ascii", "replace").strip()
-    return int(text) if text.isdecimal() else None

@@ -1,40 +1,50 @@
 """All memory of this machine, measured by whatever its drivers offer.
 
-Each source is asked on its own and with a deadline; one that hangs or lies costs its own pools, never an answer. A
-thread that hangs in a driver's file cannot be ended: as long as it does, its source is not asked again.
+Each source is asked on its own and with a deadline; one that hangs or lies costs its own pools, never an answer, and
+is not asked again while an earlier question hangs.
 """
 
 import asyncio
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from juggler.devices.apple import apple_gpu
-from juggler.devices.nvidia import NvmlHelper, driver_may_be_there
+from juggler.devices.fdinfo import read_users
+from juggler.devices.nvidia import LIBRARY_NOT_FOUND, NvmlHelper, driver_is_there, driver_may_be_there
+from juggler.devices.nvml_answer import devices_of, driver_of
+from juggler.devices.placement import Candidate, devices_among
 from juggler.devices.reading import Device, PoolReading, ProcessMemory, Reading
-from juggler.devices.sysfs import Card, process_name, read_cards, read_users
+from juggler.devices.source import Source
+from juggler.devices.sysfs import Card, read_cards
 from juggler.ids import PoolId
-from juggler.survey.gpus import POOL_BYTES_LEAST
-from juggler.survey.memory import main_memory
-from juggler.survey.threads import in_thread
+from juggler.survey.gpus import Gpu
+from juggler.survey.memory import CGROUP, MEMINFO, MainMemory, main_memory
 from juggler.units import SECONDS
 
 DRM = Path("/sys/class/drm")
 PROC = Path("/proc")
 RAM = PoolId("ram")
+FIND_LIMIT_S = 9 * SECONDS
+"""For the slowest source; a second more for all together."""
 FILES_LIMIT_S = 2 * SECONDS
-SIZE_MAX = 1 << 50
-"""No memory is larger: a driver that says so lies."""
-
-_T = TypeVar("_T")
+READ_LIMIT_S = 3 * SECONDS
 
 
 class LocalDevices:
-    """See the module.
+    """What this machine has, and what of it is free.
+
+    Bound to the loop it is first used in. ``close`` must be called.
 
     Args:
-        nvml: Asks NVIDIA's driver; None: whatever is found out about it.
+        nvml: Asks NVIDIA's driver; None: the real one, if there are signs of a driver.
+        drm: Where the kernel lists graphics cards.
+        proc: Where it lists processes.
+        meminfo: What it says of main memory.
+        cgroup: What limits it.
+        find_limit_s: For each source, the first time.
+        files_limit_s: For a look at files.
+        read_limit_s: For a whole reading.
     """
 
     def __init__(
@@ -43,191 +53,189 @@ class LocalDevices:
         nvml: NvmlHelper | None = None,
         drm: Path = DRM,
         proc: Path = PROC,
+        meminfo: Path = MEMINFO,
+        cgroup: Path = CGROUP,
+        find_limit_s: float = FIND_LIMIT_S,
         files_limit_s: float = FILES_LIMIT_S,
+        read_limit_s: float = READ_LIMIT_S,
     ) -> None:
         self._nvml = nvml
         self._drm = drm
         self._proc = proc
+        self._meminfo = meminfo
+        self._cgroup = cgroup
+        self._find_limit_s = find_limit_s
         self._files_limit_s = files_limit_s
+        self._read_limit_s = read_limit_s
         self._found: tuple[Device, ...] | None = None
         self._slots: dict[PoolId, str] = {}
         """PCI address of each pool that sysfs tells of."""
-        self._hanging: set[str] = set()
-        self._under_way: asyncio.Task[Reading | None] | None = None
-        """The reading being taken; all who ask meanwhile share it."""
+        self._closed = False
+        self._finding = Source("devices", self._find)
+        self._reading = Source("memory", self._read)
+        self._answers = Source("NVML", self._ask_nvml)
+        self._cards = Source.of_files("graphics cards", self._read_cards)
+        self._users = Source.of_files("users of graphics cards", self._read_users)
+        self._memory = Source.of_files("main memory", self._read_memory)
+        self._apple = Source.of_files("Apple's GPU", apple_gpu)
         self.troubles: tuple[str, ...] = ()
         """Drivers that are there and do not tell, one sentence each; known after ``find``."""
 
     async def find(self) -> tuple[Device, ...]:
         """GPUs as ``gpu0``, ``gpu1`` ..., then main memory. The first call takes up to 10 s, later ones nothing.
 
-        GPUs of one vendor only, the one with more memory: a program computes on one vendor's.
+        GPUs of one vendor only, the one with more memory: a program computes on one vendor's. Never raises.
         """
-        if self._found is None:
-            nvidia, cards = await asyncio.gather(self._find_nvidia(), self._cards())
-            others = self._from_cards(cards)
-            gpus = max((nvidia, others), key=lambda devices: sum(one.total_bytes for one in devices))
-            if not gpus and not self.troubles:
-                gpus = await self._in_thread("apple", apple_gpu) or []
-            self._found = (*gpus, *await self._main_memory())
-        return self._found
+        if self._found is None and not self._closed:
+            await self._finding.answer(self._find_limit_s + 1 * SECONDS)
+        return self._found or ()
 
     async def read(self) -> Reading | None:
-        """What is free now and who holds the rest; None if nothing could be measured. A few seconds at most."""
-        if self._under_way is None or self._under_way.done():
-            self._under_way = asyncio.get_running_loop().create_task(self._read(), name="read memory")
-        return await asyncio.shield(self._under_way)
+        """What is free now and who holds the rest; None if nothing could be measured.
+
+        Takes ``read_limit_s`` at most; a source that takes longer is left out, and not waited for by later readings
+        as long as it does not answer. All who ask at the same time share one reading. Never raises.
+        """
+        return None if self._closed else await self._reading.answer(self._read_limit_s + 1 * SECONDS)
 
     async def _read(self) -> Reading | None:
-        found = await self.find()
-        vendors = {one.vendor for one in found}
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._read_limit_s
+        if self._found is None:
+            await self._finding.answer(self._read_limit_s)
+        if self._found is None:
+            return None
+        left_s = end - loop.time()
+        vendors = {one.vendor for one in self._found}
         parts = await asyncio.gather(
-            self._read_nvidia(found) if "NVIDIA" in vendors else _nothing(),
-            self._read_cards() if vendors & {"AMD", "Intel"} else _nothing(),
-            self._read_main_memory(),
+            self._nvidia_readings(left_s) if "NVIDIA" in vendors else _nothing(),
+            self._card_readings(left_s) if self._slots else _nothing(),
+            self._memory_readings(left_s),
         )
         pools = {pool: one for part in parts for pool, one in part.items()}
         return Reading(pools) if pools else None
 
     async def close(self) -> None:
-        """End what was started."""
-        if self._under_way is not None:
-            self._under_way.cancel()
+        """End what was started, in a few seconds; a thread that hangs in a file stays, and keeps nobody."""
+        self._closed = True
+        sources = (self._finding, self._reading, self._answers, self._cards, self._users, self._memory, self._apple)
+        await asyncio.gather(*(source.close() for source in sources))
         if self._nvml is not None:
             await self._nvml.close()
 
-    # -- NVIDIA ------------------------------------------------------------------------------------------------
+    # -- finding -----------------------------------------------------------------------------------------------
 
-    async def _find_nvidia(self) -> list[Device]:
-        if self._nvml is None:
-            if not await self._in_thread("driver", driver_may_be_there):
-                return []
-            self._nvml = NvmlHelper()
-        answer = await self._nvml.ask()
+    async def _find(self) -> None:
+        limit_s, files_s = self._find_limit_s, self._files_limit_s
+        answer, cards, memory, apple = await asyncio.gather(
+            self._answers.answer(limit_s),
+            self._cards.answer(files_s),
+            self._memory.answer(files_s),
+            self._apple.answer(files_s),
+        )
+        troubles: list[str] = []
+        candidates = [*self._from_nvml(answer, troubles), *_from_cards(cards or [], troubles)]
+        candidates += [Candidate(gpu) for gpu in apple or []]
+        chosen = devices_among(candidates)
+        # NVIDIA's GPUs are read by NVML alone.
+        self._slots = {pool: one.slot for pool, (_, one) in chosen.items() if one.gpu.vendor in {"AMD", "Intel"}}
+        ram = () if memory is None else (Device(RAM, "host", 0, "main memory", memory.total_bytes),)
+        self.troubles = tuple(troubles)
+        self._found = (*(device for device, _ in chosen.values()), *ram)
+
+    def _from_nvml(self, answer: Mapping[str, Any] | None, troubles: list[str]) -> list[Candidate]:
         if answer is None:
-            self.troubles = (*self.troubles, f"{self._nvml.trouble}: only declared sizes are known of NVIDIA's GPUs")
+            # Without a sign of a driver it was worth a try only (WSL 2, Windows): then there is just no NVIDIA here.
+            in_vain = self._nvml is None or (self._nvml.code == LIBRARY_NOT_FOUND and not driver_is_there())
+            if self._nvml is not None and not in_vain:
+                trouble = self._nvml.trouble or "the NVIDIA driver does not answer"
+                troubles.append(f"{trouble}: only declared sizes are known of NVIDIA's GPUs")
             return []
-        driver = str(answer.get("driver", ""))
-        devices: list[Device] = []
-        for plain in _devices(answer):
-            total = _size(plain.get("total"))
-            if total is None:
-                trouble = f"{plain.get('name')} does not tell how much memory it has (unified memory, or a part of it)"
-                self.troubles = (*self.troubles, trouble)
-            elif total >= POOL_BYTES_LEAST:
-                devices.append(_nvidia_device(len(devices), plain, total, driver))
-        return devices
+        driver = driver_of(answer)
+        candidates = []
+        for one in devices_of(answer):
+            if one.error:
+                troubles.append(f"NVIDIA GPU {one.index} does not answer ({one.error}): it is left out")
+            elif one.total_bytes is None:
+                troubles.append(f"{one.name} does not tell how much memory it has (unified memory, or a part of a GPU)")
+            candidates.append(Candidate(Gpu("NVIDIA", one.index, one.name, one.total_bytes, None, driver), one.uuid))
+        return candidates
 
-    async def _read_nvidia(self, found: tuple[Device, ...]) -> dict[PoolId, PoolReading]:
-        answer = await self._nvml.ask() if self._nvml is not None else None
-        if answer is None:
-            return {}
-        pools = {one.uuid: one.pool for one in found if one.vendor == "NVIDIA"}
-        read = {}
-        for plain in _devices(answer):
-            pool, total, free = pools.get(str(plain.get("uuid"))), _size(plain.get("total")), _size(plain.get("free"))
-            if pool is not None and total is not None and free is not None:
-                read[pool] = PoolReading(pool, total, min(free, total), self._processes(plain.get("processes")))
-        return read
+    # -- reading -----------------------------------------------------------------------------------------------
 
-    def _processes(self, plain: object) -> tuple[ProcessMemory, ...] | None:
-        if not isinstance(plain, list):
-            return None
-        pairs = [one for one in plain if isinstance(one, list) and len(one) == 2 and isinstance(one[0], int)]
-        return tuple(ProcessMemory(pid, process_name(pid, self._proc), _size(used)) for pid, used in pairs)
+    async def _nvidia_readings(self, left_s: float) -> dict[PoolId, PoolReading]:
+        answer = await self._answers.answer(left_s)
+        pools = {one.uuid or f"index {one.index}": one.pool for one in self._found or () if one.vendor == "NVIDIA"}
+        return {
+            pools[one.key]: PoolReading(pools[one.key], one.total_bytes, one.free_bytes, one.processes)
+            for one in devices_of(answer or {})
+            if one.key in pools and one.total_bytes is not None and one.free_bytes is not None
+        }
 
-    # -- AMD, Intel --------------------------------------------------------------------------------------------
-
-    async def _cards(self) -> list[Card]:
-        return await self._in_thread("drm", read_cards, self._drm) or []
-
-    def _from_cards(self, cards: list[Card]) -> list[Device]:
-        devices: list[Device] = []
-        numbers: dict[str, int] = {}
-        for card in cards:
-            index = numbers.get(card.vendor, 0)
-            numbers[card.vendor] = index + 1
-            total = _size(card.total_bytes)
-            if total is None and card.vendor == "AMD":
-                self.troubles = (*self.troubles, f"{card.name} ({card.slot}) does not tell how much memory it has")
-            elif total is not None and total >= POOL_BYTES_LEAST:
-                pool = PoolId(f"gpu{len(devices)}")
-                self._slots[pool] = card.slot
-                placement = {"ROCR_VISIBLE_DEVICES": str(index)} if card.vendor == "AMD" else {}
-                uuid = card.unique_id or card.slot
-                devices.append(Device(pool, card.vendor, index, card.name, total, uuid, "", placement))
-        return devices
-
-    async def _read_cards(self) -> dict[PoolId, PoolReading]:
-        cards, users = await asyncio.gather(self._cards(), self._in_thread("fdinfo", read_users, self._proc))
-        by_slot = {card.slot: card for card in cards}
-        read = {}
+    async def _card_readings(self, left_s: float) -> dict[PoolId, PoolReading]:
+        limit_s = min(left_s, self._files_limit_s)
+        cards, users = await asyncio.gather(self._cards.answer(limit_s), self._users.answer(limit_s))
+        by_slot = {card.slot: card for card in cards or []}
+        readings = {}
         for pool, slot in self._slots.items():
-            card = by_slot.get(slot)
-            total, used = (_size(card.total_bytes), _size(card.used_bytes)) if card is not None else (None, None)
-            if total is not None and used is not None:
-                processes = users.get(slot, ()) if users is not None else None
-                read[pool] = PoolReading(pool, total, max(0, total - used), processes)
-        return read
+            processes = users.get(slot, ()) if users is not None else None
+            reading = _card_reading(pool, by_slot.get(slot), processes)
+            if reading is not None:
+                readings[pool] = reading
+        return readings
 
-    # -- main memory -------------------------------------------------------------------------------------------
-
-    async def _main_memory(self) -> list[Device]:
-        memory = await self._in_thread("main memory", main_memory)
-        return [] if memory is None else [Device(RAM, "host", 0, "main memory", memory.total_bytes)]
-
-    async def _read_main_memory(self) -> dict[PoolId, PoolReading]:
-        memory = await self._in_thread("main memory", main_memory)
+    async def _memory_readings(self, left_s: float) -> dict[PoolId, PoolReading]:
+        memory = await self._memory.answer(min(left_s, self._files_limit_s))
         if memory is None or memory.available_bytes is None:
             return {}
         return {RAM: PoolReading(RAM, memory.total_bytes, min(memory.available_bytes, memory.total_bytes))}
 
-    async def _in_thread(self, source: str, work: Callable[..., _T], *arguments: Any) -> _T | None:
-        """The result; None if it fails, takes too long, or hangs since an earlier call."""
-        if source in self._hanging:
-            return None
-        self._hanging.add(source)
+    # -- sources -----------------------------------------------------------------------------------------------
 
-        def done() -> _T:
-            try:
-                return work(*arguments)
-            finally:
-                self._hanging.discard(source)
+    async def _ask_nvml(self) -> Mapping[str, Any] | None:
+        if self._nvml is None:
+            worth_it = Source.of_files("NVIDIA's driver", driver_may_be_there)
+            if not await worth_it.answer(self._files_limit_s):
+                return None
+            self._nvml = NvmlHelper()
+        return await self._nvml.ask()
 
-        try:
-            return await in_thread(self._files_limit_s, done)
-        except (OSError, TimeoutError):
-            return None
+    def _read_cards(self) -> list[Card]:
+        return read_cards(self._drm)
+
+    def _read_users(self) -> dict[str, tuple[ProcessMemory, ...]]:
+        return read_users(self._proc)
+
+    def _read_memory(self) -> MainMemory | None:
+        return main_memory(self._meminfo, self._cgroup)
+
+
+def _from_cards(cards: list[Card], troubles: list[str]) -> list[Candidate]:
+    for card in cards:
+        if card.vendor == "AMD" and card.total_bytes is None:
+            troubles.append(f"{card.name} ({card.slot}) does not tell how much memory it has")
+    return [
+        Candidate(
+            Gpu(card.vendor, card.index, card.name, card.total_bytes, None, card.driver), card.unique_id, card.slot
+        )
+        for card in cards
+    ]
+
+
+def _card_reading(pool: PoolId, card: Card | None, processes: tuple[ProcessMemory, ...] | None) -> PoolReading | None:
+    """None: not told.
+
+    Intel's drivers tell what is in use per process only; what other users' processes hold is missed then.
+    """
+    if card is None or card.total_bytes is None:
+        return None
+    used = card.used_bytes
+    if used is None and card.vendor == "Intel" and processes is not None:
+        used = sum(one.used_bytes or 0 for one in processes)
+    if used is None:
+        return None
+    return PoolReading(pool, card.total_bytes, max(card.total_bytes - used, 0), processes)
 
 
 async def _nothing() -> dict[PoolId, PoolReading]:
     return {}
-
-
-def _devices(answer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    devices = answer.get("devices")
-    return [one for one in devices if isinstance(one, dict)] if isinstance(devices, list) else []
-
-
-def _nvidia_device(number: int, plain: Mapping[str, Any], total: int, driver: str) -> Device:
-    index, uuid = plain.get("index"), str(plain.get("uuid") or "")
-    visible = uuid or str(index)
-    return Device(
-        PoolId(f"gpu{number}"),
-        "NVIDIA",
-        index if isinstance(index, int) else number,
-        str(plain.get("name") or "NVIDIA GPU"),
-        total,
-        uuid,
-        driver,
-        {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": visible},
-    )
-
-
-def _size(value: object) -> int | None:
-    """A size that can be one."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= SIZE_MAX else None
-
-
-if sys.platform == "win32":  # neither sysfs nor /proc: NVML and main memory remain
-    DRM = PROC = Path("NUL")

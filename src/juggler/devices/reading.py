@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 
 from juggler.ids import PoolId
 
+SIZE_MAX = 1 << 50
+"""No memory is larger: a driver that says so lies."""
+
 
 @dataclass(frozen=True, slots=True)
 class Device:
@@ -51,3 +54,8 @@ class Reading:
     """All devices that could be measured, at one moment."""
 
     pools: Mapping[PoolId, PoolReading]
+
+
+def sane_size(value: object) -> int | None:
+    """The value if it can be the size of a memory, else None."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= SIZE_MAX else None

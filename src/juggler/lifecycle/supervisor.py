@@ -18,7 +18,6 @@ Mistakes in a backend module are logged with a traceback and become failures of 
 """
 
 import asyncio
-import enum
 import logging
 from collections import deque
 from collections.abc import Coroutine, Mapping
@@ -38,6 +37,7 @@ from juggler.lifecycle.guardian import remove_paths
 from juggler.lifecycle.hooks import can_unload, run_hook, unload_problem
 from juggler.lifecycle.interruption import Interrupted, Interruption
 from juggler.lifecycle.launcher import ExitReport, Launcher, LaunchHandle
+from juggler.lifecycle.orders import Kind, Order
 from juggler.lifecycle.out_of_memory import as_out_of_memory, kernel_kills
 from juggler.lifecycle.planning import planned
 from juggler.lifecycle.readiness import LOG_TAIL_LINES, PortTaken, start_ended, unexpected_end, wait_until_ready
@@ -64,21 +64,6 @@ ORDERS_LIMIT = 1000
 
 _log = logging.getLogger("juggler.lifecycle")
 _T = TypeVar("_T")
-
-
-class _Kind(enum.Enum):
-    START = "start"
-    ATTACH = "attach"
-    WAKE = "wake"
-    UNLOAD = "unload"
-    STOP = "stop"
-    PROBE_BUSY = "probe_busy"
-
-
-@dataclass(frozen=True, slots=True)
-class _Order:
-    kind: _Kind
-    generation: int
 
 
 @dataclass(slots=True)
@@ -123,7 +108,7 @@ class Supervisor:
         self._reports = reports
         self._clock = clock
         self._environ = environ
-        self._orders: deque[_Order] = deque()
+        self._orders: deque[Order] = deque()
         self._ordered = asyncio.Event()
         self._hurried = False
         self._open_generation: int | None = None
@@ -158,7 +143,7 @@ class Supervisor:
         """
         self._open(generation)
         self._placement = dict(environment or {})
-        self._give(_Order(_Kind.START, generation))
+        self._give(Order(Kind.START, generation))
 
     def attach(self, generation: int) -> None:
         """Use the server that runs already; ``instance_ready`` or ``not_attached``, finally as for ``start``.
@@ -169,15 +154,15 @@ class Supervisor:
         if self._target is None:
             raise InvalidTransition(f"{self.instance}: there is nothing to attach to")
         self._open(generation)
-        self._give(_Order(_Kind.ATTACH, generation))
+        self._give(Order(Kind.ATTACH, generation))
 
     def wake(self, generation: int) -> None:
         """Bring the weights back after ``unloaded``; ``instance_ready``, or ``start_failed`` and then ``stopped``."""
-        self._give(_Order(_Kind.WAKE, generation))
+        self._give(Order(Kind.WAKE, generation))
 
     def unload(self, generation: int) -> None:
         """Save state, free the weights, keep the process; ``unloaded`` or ``unload_failed``."""
-        self._give(_Order(_Kind.UNLOAD, generation))
+        self._give(Order(Kind.UNLOAD, generation))
 
     def stop(self, generation: int) -> None:
         """Save state (if it was ready) and end the process; ``stopped`` and nothing else, also for a running start."""
@@ -185,12 +170,12 @@ class Supervisor:
             return
         if generation == self._open_generation:
             self._open_generation = None
-        self._give(_Order(_Kind.STOP, generation))
+        self._give(Order(Kind.STOP, generation))
         self._interruption.check()
 
     def probe_busy(self, generation: int) -> None:
         """Ask the backend whether it works on something; ``busy_probed``. One open question is enough."""
-        order = _Order(_Kind.PROBE_BUSY, generation)
+        order = Order(Kind.PROBE_BUSY, generation)
         if order not in self._orders:
             self._give(order)
 
@@ -255,7 +240,7 @@ class Supervisor:
             if self._launch is not None and await kill_on_the_way_out(self.instance, self._launch.handle):
                 self._launch = None
 
-    async def _next_order(self) -> _Order:
+    async def _next_order(self) -> Order:
         while not self._orders:
             self._ordered.clear()
             launch = self._launch
@@ -271,21 +256,21 @@ class Supervisor:
                 await self._on_unexpected_end(launch, ended.report)
         return self._orders.popleft()
 
-    async def _carry_out(self, order: _Order) -> None:
+    async def _carry_out(self, order: Order) -> None:
         generation, launch = order.generation, self._launch
         if generation <= self._ended_generation or self._stop_is_ordered(generation):
             _log.debug("%s: %s of generation %d is void", self.instance, order.kind.value, generation)
-        elif order.kind is _Kind.START:
+        elif order.kind is Kind.START:
             await self._start(generation)
-        elif order.kind is _Kind.ATTACH:
+        elif order.kind is Kind.ATTACH:
             await self._attach(generation)
-        elif order.kind is _Kind.STOP:
+        elif order.kind is Kind.STOP:
             await self._stop(generation)
         elif launch is None or launch.generation != generation:
             _log.warning("%s: %s of unknown generation %d", self.instance, order.kind.value, generation)
-        elif order.kind is _Kind.WAKE:
+        elif order.kind is Kind.WAKE:
             await self._wake(launch)
-        elif order.kind is _Kind.UNLOAD:
+        elif order.kind is Kind.UNLOAD:
             await self._unload(launch)
         else:
             await self._probe_busy(launch)
@@ -583,7 +568,7 @@ class Supervisor:
             self._open_generation = None
         self._next_look_s = LOOK_EVERY_S
 
-    def _give(self, order: _Order) -> None:
+    def _give(self, order: Order) -> None:
         if len(self._orders) >= ORDERS_LIMIT:
             raise InvalidTransition(f"{self.instance}: more than {ORDERS_LIMIT} orders are open")
         self._orders.append(order)
@@ -591,7 +576,7 @@ class Supervisor:
         self._interruption.check()
 
     def _stop_is_ordered(self, generation: int) -> bool:
-        return _Order(_Kind.STOP, generation) in self._orders
+        return Order(Kind.STOP, generation) in self._orders
 
     async def _unless_stopped(self, generation: int, work: Coroutine[Any, Any, _T], limit_s: float | None = None) -> _T:
         return await self._interruption.unless(lambda: self._stop_is_ordered(generation), work, limit_s)

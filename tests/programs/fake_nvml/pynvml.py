@@ -1,9 +1,11 @@
 # ruff: noqa: N802, N816  # the library's own names
 """Stands in for the module of nvidia-ml-py: replays what a JSON file says, misbehaviour included.
 
-``FAKE_NVML`` names the file: ``{"driver": ..., "devices": [{"name", "uuid", "total", "free", "reserved", "processes":
-[[pid, bytes]], "errors": {"function": code}}], "init_error": code, "hang": "function", "crash": "function"}``. It is
-read anew for every count of devices, as a driver would be. Codes as in ``nvml.h``.
+``FAKE_NVML`` names the file: ``{"driver": ..., "devices": [{"name", "uuid", "total", "free", "used", "reserved",
+"processes": [[pid, bytes]], "graphics": [[pid, bytes]], "errors": {"function": code}, "raise": "function"}],
+"errors": {"function": code}, "init_error": code, "hang": "function", "crash": "function", "garbage": "function"}``.
+It is read anew for every count of devices, as a driver would be. Codes as in ``nvml.h``. Without ``used`` it is what is
+neither free nor reserved; ``raise`` fails in Python, as a name that is no UTF-8 does.
 """
 
 import json
@@ -20,7 +22,13 @@ NVML_ERROR_DRIVER_NOT_LOADED = 9
 NVML_ERROR_GPU_IS_LOST = 15
 nvmlMemory_v2 = 0x02000028
 
-_NAMES = {3: "Not Supported", 4: "Insufficient Permissions", 9: "Driver Not Loaded", 15: "GPU is lost"}
+_NAMES = {
+    3: "Not Supported",
+    4: "Insufficient Permissions",
+    9: "Driver Not Loaded",
+    12: "NVML Shared Library Not Found",
+    15: "GPU is lost",
+}
 
 
 class NVMLError(Exception):
@@ -35,11 +43,11 @@ _document: dict[str, Any] = {}
 def _read(function: str) -> dict[str, Any]:
     global _document
     _document = json.loads(Path(os.environ["FAKE_NVML"]).read_text())
-    _misbehave(function)
+    _asked(function, _document)
     return _document
 
 
-def _misbehave(function: str) -> None:
+def _asked(function: str, plan: dict[str, Any]) -> None:
     if _document.get("hang") == function:
         time.sleep(3600)
     if _document.get("crash") == function:
@@ -47,11 +55,9 @@ def _misbehave(function: str) -> None:
     if _document.get("garbage") == function:
         sys.stdout.write("not JSON\n")
         sys.stdout.flush()
-
-
-def _asked(function: str, device: dict[str, Any]) -> None:
-    _misbehave(function)
-    code = device.get("errors", {}).get(function)
+    if plan.get("raise") == function:
+        raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+    code = plan.get("errors", {}).get(function)
     if code:
         raise NVMLError(code)
 
@@ -88,8 +94,11 @@ def nvmlDeviceGetUUID(handle: dict[str, Any]) -> bytes:
 
 def nvmlDeviceGetMemoryInfo(handle: dict[str, Any], version: int | None = None) -> SimpleNamespace:
     _asked("nvmlDeviceGetMemoryInfo_v2" if version else "nvmlDeviceGetMemoryInfo", handle)
-    used = handle["total"] - handle["free"]
-    return SimpleNamespace(total=handle["total"], free=handle["free"], used=used)
+    total, free, reserved = handle["total"], handle["free"], handle.get("reserved", 0)
+    used = handle.get("used", total - free - reserved)
+    if version:
+        return SimpleNamespace(total=total, free=free, used=used, reserved=reserved)
+    return SimpleNamespace(total=total, free=free, used=used + reserved)
 
 
 def nvmlDeviceGetComputeRunningProcesses(handle: dict[str, Any]) -> list[SimpleNamespace]:

@@ -9,10 +9,11 @@ import pytest
 
 from juggler.devices import local
 from juggler.devices.apple import apple_gpu, working_set_bytes
+from juggler.devices.fdinfo import read_users
 from juggler.devices.local import LocalDevices
 from juggler.devices.nvidia import NvmlHelper
 from juggler.devices.reading import Device, Reading
-from juggler.devices.sysfs import read_cards, read_users
+from juggler.devices.sysfs import read_cards
 from juggler.units import GIB, KIB, MIB
 
 
@@ -75,8 +76,8 @@ def test_amd_cards_and_who_uses_them(tmp_path: Path) -> None:
     user(proc, 12, "old", client("0000:0c:00.0", 7, drm_memory_vram=str(GIB)), "drm-pdev\nnonsense:\n")
     found, reading = asyncio.run(found_and_read(devices_of(tmp_path)))
     assert [(one.pool, one.total_bytes, one.placement) for one in found[:-1]] == [
-        ("gpu0", 24 * GIB, {"ROCR_VISIBLE_DEVICES": "1"}),
-        ("gpu1", 16 * GIB, {"ROCR_VISIBLE_DEVICES": "2"}),
+        ("gpu0", 24 * GIB, {"ROCR_VISIBLE_DEVICES": "1", "GGML_VK_VISIBLE_DEVICES": "0", "NODEVICE_SELECT": "1"}),
+        ("gpu1", 16 * GIB, {"ROCR_VISIBLE_DEVICES": "2", "GGML_VK_VISIBLE_DEVICES": "1", "NODEVICE_SELECT": "1"}),
     ], "in PCI order, integrated graphics left out but counted"
     assert reading is not None
     first, second = reading.pools[found[0].pool], reading.pools[found[1].pool]
