@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from juggler.errors import QueueFull, StartFailed
+from juggler.errors import QueueFull, RoutingError, StartFailed
 from juggler.proxy.contract import LocalResponse
-from juggler.proxy.upstream import UpstreamPool
+from juggler.proxy.upstream import UpstreamConnection, UpstreamPool
 from juggler.units import KIB, MIB
 from tests.protocol.support import OK, WAIT_S, Peer, header, rig, until
 from tests.protocol.waiting import (
@@ -77,6 +77,9 @@ async def test_events_arrive_one_by_one() -> None:
         while (piece := await chunk(peer)) == COMMENT:
             pass
         assert piece == b"data: 1\n\n"
+        (connection,) = setup.listener.connections
+        assert connection._wait is not None
+        connection._wait.check(asyncio.get_running_loop().time() + 60)  # no comment between the backend's bytes
         step.set()
         assert [await chunk(peer), await chunk(peer)] == [b"data: 2\n\n", b""]
 
@@ -194,6 +197,13 @@ async def test_refusal_that_does_not_end(ending: str) -> None:
         if ending == "malformed":
             await relayed(setup)
             peer.send(b"zz\r\n")
+        if ending == "hangs":
+            await relayed(setup)
+            (connection,) = setup.listener.connections
+            exchange = connection._exchange
+            assert exchange is not None
+            await until(lambda: exchange.done)
+            exchange.check(float("inf"))  # a sweep before the coroutine has run finds nothing left to do
         if ending in ("hangs", "malformed"):
             await peer.gone()
         elif ending == "resets":
@@ -323,6 +333,30 @@ async def test_http_1_0() -> None:
         assert rest.replace(COMMENT, b"") == EVENTS
 
 
+async def test_http_1_0_after_an_own_error() -> None:
+    """The event is the last of the connection."""
+    async with rig(limits=SOON) as setup:
+        setup.gateway.hold = asyncio.Event()
+        peer = await setup.ask(post(minor=0, fields=b"Connection: keep-alive\r\n"))
+        await peer.head()
+        setup.gateway.refusal = StartFailed("It crashed.")
+        go(setup)
+        body = event_data((await peer.to_end()).replace(COMMENT, b""))
+        assert isinstance(body["error"], dict)
+        assert body["error"]["message"] == "It crashed."
+
+
+async def test_next_request_is_not_taken_for_the_stream() -> None:
+    """An error of the following request has a head of its own, even if it never comes to wait."""
+    async with rig(answering(ANSWERS["length"][0]), limits=SOON) as setup:
+        peer = await told_to_wait(setup, post())
+        go(setup)
+        assert await after_comments(peer) == EVENTS
+        setup.gateway.routing_error = RoutingError("Nothing here.")
+        peer.send(post(b"/next"))
+        assert (await peer.answer())[0] == 404
+
+
 async def test_http_1_0_sees_a_break() -> None:
     """Where a plain end would look like the answer's, the connection is reset."""
 
@@ -436,6 +470,27 @@ async def test_held_again_within_the_stream() -> None:
         await until(lambda: len(setup.gateway.leases) == 1)
         setup.gateway.pool = good
         assert await after_comments(peer) == EVENTS
+        dead.close()
+
+
+async def test_held_again_begins_the_stream() -> None:
+    """A wait that begins only after a first backend was lost is a wait like any other."""
+    async with rig(answering(ANSWERS["length"][0]), limits=SOON) as setup:
+        good, dead = setup.gateway.pool, UpstreamPool("127.0.0.1", 1)
+        setup.gateway.pool = dead
+        acquire = dead.acquire
+
+        async def lost(*, fresh: bool = False) -> UpstreamConnection:
+            setup.gateway.pool, setup.gateway.hold = good, asyncio.Event()
+            return await acquire(fresh=fresh)
+
+        dead.acquire = lost  # type: ignore[method-assign]
+        peer = await setup.ask(post())
+        assert header(await peer.head(), b"content-type") == b"text/event-stream"
+        assert await chunk(peer) == COMMENT
+        go(setup)
+        assert await after_comments(peer) == EVENTS
+        assert [result.error for result in setup.gateway.results] == ["upstream_connect_failed", None]
         dead.close()
 
 

@@ -45,6 +45,7 @@ class Estimates:
         "last_arrival",
         "load_cached",
         "load_cold",
+        "load_lately",
         "service",
         "stop",
         "think",
@@ -55,6 +56,7 @@ class Estimates:
     LEARNED = (
         "load_cold",
         "load_cached",
+        "load_lately",
         "wake",
         "unload",
         "stop",
@@ -69,6 +71,8 @@ class Estimates:
         """From start to ready, the files read from disk."""
         self.load_cached = Ewma(policy.first_load_s, _FAST)
         """From start to ready, the files in the page cache."""
+        self.load_lately = Ewma(policy.first_load_s, _FAST)
+        """From start to ready, wherever the files were: what a reload will take, once others have had their turn."""
         self.wake = Ewma(policy.first_load_s / 4, _FAST)
         """From wake to ready after a soft unload."""
         self.unload = Ewma(policy.first_unload_s, _FAST)
@@ -111,6 +115,7 @@ class Estimates:
 
     def loaded(self, seconds: float, share: float | None) -> None:
         """A start took this long; ``share`` of its files was in the page cache, None: nobody knows."""
+        self.load_lately.add(seconds)
         if share is not None and share < 0.5:
             self.load_cold.add(seconds)
         else:
@@ -126,6 +131,10 @@ class Estimates:
         if share is None:
             share = 1.0 if cached.samples else 0.0
         return cold.value + (min(cached.value, cold.value) - cold.value) * share
+
+    def reload_s(self, share: float | None) -> float:
+        """Expected seconds of a start some time from now: its files may have been pushed out by then."""
+        return self.load_lately.value if self.load_lately.samples else self.load_s(share)
 
     @property
     def load_samples(self) -> int:

@@ -259,7 +259,7 @@ class Instance:
 
     def reload_s(self) -> float:
         """Expected seconds to bring it back after it gave way."""
-        return self.estimates.wake.value if self.soft_unload else self.estimates.load_s(self.cached)
+        return self.estimates.wake.value if self.soft_unload else self.estimates.reload_s(self.cached)
 
 
 @dataclass(slots=True)

@@ -4,9 +4,13 @@ import pytest
 
 from juggler.config.resolve import PRIORITIES
 from juggler.errors import BadRequest
+from juggler.ids import EndpointId
+from juggler.proxy.contract import Route
 from juggler.proxy.head import parse_request
 from juggler.proxy.headers import Hop, request_head
+from juggler.proxy.replies import Replies
 from juggler.proxy.wishes import MAX_WAIT_S_MAX, NO_WISHES, PRIORITY_WORDS, WISH_FIELDS, Wishes, parse_wishes
+from juggler.routing.traffic import TrafficClass
 from juggler.units import DAYS
 
 
@@ -86,3 +90,13 @@ def test_head_marks_them_and_the_backend_does_not_get_them(name: bytes) -> None:
     sent = request_head(head, Hop(b"/", b"b:1", b"c"))
     assert name not in sent.lower()
     assert b"X-Juggler-Other: 1\r\n" in sent
+
+
+@pytest.mark.parametrize("name", sorted(WISH_FIELDS))
+def test_they_do_not_tell_replies_apart(name: bytes) -> None:
+    """The backend never sees them, so its answer cannot depend on them."""
+    replies = Replies()
+    route = Route(EndpointId("s/e"), "e", b"/models", TrafficClass.LIGHT, cacheable=True)
+    plain = parse_request(b"GET /models HTTP/1.1\r\nHost: h\r\n\r\n")
+    wishing = parse_request(b"GET /models HTTP/1.1\r\nHost: h\r\n" + name + b": 1\r\n\r\n")
+    assert replies.key(route, plain) == replies.key(route, wishing)
