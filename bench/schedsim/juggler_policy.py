@@ -86,6 +86,7 @@ class Juggler(Policy):
         self._post(e.RequestEnded(self.world.now, RequestId(request.id)))
 
     def ready(self, model: str) -> None:
+        self._shares_told.pop(model, None)  # the scheduler takes what was loaded for cached
         self._tell_files(*self.world.models)
         self._post(e.InstanceReady(self.world.now, InstanceId(model), self._generations[model]))
 

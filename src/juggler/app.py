@@ -8,11 +8,12 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from juggler.backends.base import Backend
 from juggler.backends.registry import create, traffic_for
 from juggler.clock import SystemClock
-from juggler.config.resolve import ResolvedConfig, ResolvedEndpoint, ResolvedInstance
+from juggler.config.resolve import ResolvedConfig, ResolvedEndpoint, ResolvedInstance, default_temp_dir
 from juggler.control.api import ControlGateway
 from juggler.engine import EndpointPolicy, Engine
 from juggler.errors import ConfigError
@@ -40,6 +41,9 @@ DRAIN_S = 30.0
 
 LAST_RESORT_S = 60.0
 """After this, processes that have not ended are killed without another word."""
+
+CLOSE_SLACK_S = 2.0
+"""For the listeners to report that their connections are gone."""
 
 SWITCH_INTERVAL_S = 0.0005
 """For helper threads: with CPython's default of 5 ms a busy one delays every stream (dataplane.md section 3)."""
@@ -150,6 +154,8 @@ class App:
                 await self.engine.finished.wait()
         except TimeoutError:
             _log.error("some processes did not end in time; they are killed")
+        # What was answered may still be on its way to a slow client; closing is bounded by the drain itself.
+        await asyncio.wait(closing, timeout=self.drain_s + CLOSE_SLACK_S)
         for task in closing:
             task.cancel()
 
@@ -181,6 +187,8 @@ class App:
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             except OSError as error:
                 raise ConfigError(f"cannot create {directory}: {error.strerror}") from error
+        if self.config.temp_dir == default_temp_dir():
+            _make_private(self.config.temp_dir)
 
     async def _listen(self) -> None:
         replies = Replies()
@@ -215,6 +223,22 @@ class App:
                 control.port,
                 error.strerror or error,
             )
+
+
+def _make_private(directory: Path) -> None:
+    """Nobody else may put files among ours: the name of the default directory can be guessed.
+
+    Raises:
+        ConfigError: Somebody else has made it, or a link in its place.
+    """
+    if not hasattr(os, "geteuid"):
+        return
+    if directory.is_symlink() or directory.stat().st_uid != os.geteuid():
+        raise ConfigError(
+            f"{directory} cannot be used for private files: somebody else has made it",
+            hint="remove it, or name another `temp_dir` that only you can write to",
+        )
+    directory.chmod(0o700)
 
 
 def _make_engine(config: ResolvedConfig, backends: Mapping[InstanceId, Backend], clock: SystemClock) -> Engine:

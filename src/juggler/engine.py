@@ -20,6 +20,7 @@ from juggler.errors import BackendError, InvalidTransition, JugglerError
 from juggler.ids import EndpointId, InstanceId, RequestId
 from juggler.keeper import MemoryKeeper
 from juggler.lifecycle.supervisor import Supervisor
+from juggler.lifecycle.waiting import succeeded
 from juggler.proxy.contract import ExchangeResult, LeaseTiming, RequestInfo, Route
 from juggler.proxy.upstream import UpstreamPool
 from juggler.proxy.wishes import NO_WISHES, Wishes
@@ -28,8 +29,10 @@ from juggler.routing.traffic import TrafficClass
 from juggler.scheduler import commands, events
 from juggler.scheduler.admission import answers_light
 from juggler.scheduler.core import Scheduler
+from juggler.scheduler.ledger import Amounts
 from juggler.scheduler.telling import log_line
 from juggler.scheduler.transitions import GONE, Residency
+from juggler.survey.threads import in_thread
 from juggler.units import SECONDS
 
 _log = logging.getLogger("juggler.engine")
@@ -140,6 +143,8 @@ class Engine:
         self._addresses: dict[InstanceId, Address] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._looks: dict[InstanceId, asyncio.Task[None]] = {}
+        """Looks for programs under way, shared by all who ask."""
         self._beginning: dict[InstanceId, asyncio.Task[None]] = {}
         """Loads whose memory is being looked for: nothing of them exists yet."""
         self._run = {
@@ -257,10 +262,13 @@ class Engine:
         instance = self.scheduler.state.instances[instance_id]
         if instance.residency not in GONE or instance.spec.attaches or len(instance.queue):
             return
-        looking = asyncio.to_thread(self.supervisors[instance_id].look_for_program)
+        looking = self._looks.get(instance_id)
+        if looking is None or looking.done():
+            look = in_thread(LOOK_LIMIT_S, self.supervisors[instance_id].look_for_program)
+            looking = self._looks[instance_id] = asyncio.get_running_loop().create_task(look, name="look for program")
+            looking.add_done_callback(succeeded)  # all who asked may have left
         with contextlib.suppress(TimeoutError):  # a disk that sleeps: the start itself will tell
-            async with asyncio.timeout(LOOK_LIMIT_S):
-                await looking
+            await asyncio.shield(looking)
 
     def answered(self, request: RequestId, at: float) -> None:
         """The answer to a forwarded request began at this time."""
@@ -354,12 +362,14 @@ class Engine:
 
     def stopped(self, instance: InstanceId, generation: int) -> None:
         self._close_pool(instance)
+        self._no_longer_begin(instance)
         if self.keeper is not None:
             self.keeper.gave_back(instance)
         self.post(events.InstanceGone(self._clock.monotonic(), instance, generation))
 
     def exited(self, instance: InstanceId, generation: int, error: BackendError) -> None:
         self._close_pool(instance)
+        self._no_longer_begin(instance)
         self.post(events.ProcessExited(self._clock.monotonic(), instance, generation, error))
 
     def busy_probed(self, instance: InstanceId, generation: int, busy: bool) -> None:
@@ -424,15 +434,32 @@ class Engine:
         self._wake_keeper()
 
     async def _start_when_free(self, command: commands.StartInstance, keeper: MemoryKeeper) -> None:
-        deferred = await keeper.before_load(command.instance, command.generation, command.placed)
-        self._beginning.pop(command.instance, None)
+        deferred = await self._look_for_memory(keeper, command.instance, command.generation, command.placed)
+        del self._beginning[command.instance]
         if deferred is None:
             self._start(command)
         else:
             self.post(deferred)
 
+    async def _look_for_memory(
+        self, keeper: MemoryKeeper, instance: InstanceId, generation: int, needed: Amounts
+    ) -> events.StartDeferred | None:
+        """As the keeper says; a mistake in it costs the look, not the load."""
+        try:
+            return await keeper.before_load(instance, generation, needed)
+        except Exception:
+            _log.exception("%s: the memory for it could not be looked at", instance)
+            return None
+
     def _begin(self, instance: InstanceId, work: Coroutine[Any, Any, None]) -> None:
         self._beginning[instance] = asyncio.get_running_loop().create_task(work, name=f"memory for {instance}")
+
+    def _no_longer_begin(self, instance: InstanceId) -> bool:
+        """Give up looking for the memory of a load; returns whether that was under way."""
+        beginning = self._beginning.pop(instance, None)
+        if beginning is not None:
+            beginning.cancel()
+        return beginning is not None
 
     def _wake_keeper(self) -> None:
         if self.keeper is not None:
@@ -449,8 +476,8 @@ class Engine:
             self._begin(command.instance, self._wake_when_free(command, self.keeper))
 
     async def _wake_when_free(self, command: commands.WakeInstance, keeper: MemoryKeeper) -> None:
-        deferred = await keeper.before_load(command.instance, command.generation, command.needed)
-        self._beginning.pop(command.instance, None)
+        deferred = await self._look_for_memory(keeper, command.instance, command.generation, command.needed)
+        del self._beginning[command.instance]
         if deferred is None:
             self.supervisors[command.instance].wake(command.generation)
             self._wake_keeper()
@@ -463,11 +490,9 @@ class Engine:
     def _on_stop(self, command: commands.StopInstance) -> None:
         # Held-open sockets and leftovers end here: a llama-server with an open connection never exits by itself.
         self._close_pool(command.instance)
-        beginning = self._beginning.pop(command.instance, None)
+        begins = self._no_longer_begin(command.instance)
         supervisor = self.supervisors[command.instance]
-        if beginning is not None:
-            beginning.cancel()
-        if beginning is not None and supervisor.generation != command.generation:
+        if begins and supervisor.generation != command.generation:
             self.post(events.InstanceGone(self._clock.monotonic(), command.instance, command.generation))
         else:
             supervisor.stop(command.generation)

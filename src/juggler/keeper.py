@@ -37,6 +37,7 @@ from juggler.scheduler.core import Scheduler
 from juggler.scheduler.ledger import Amounts
 from juggler.scheduler.state import Instance
 from juggler.scheduler.transitions import GONE, LEAVING, LOADING, UP, Residency
+from juggler.survey.threads import in_thread
 from juggler.units import GIB, MIB, SECONDS, format_size
 
 OPEN_LIMIT_S = 10 * SECONDS
@@ -131,7 +132,7 @@ class MemoryKeeper:
         """Find the pools and the footprints, and tell the scheduler. Bounded by ``OPEN_LIMIT_S``; never raises."""
         try:
             async with asyncio.timeout(OPEN_LIMIT_S):
-                await asyncio.to_thread(self._store.load)
+                await in_thread(OPEN_LIMIT_S, self._store.load)
                 self._machine = await self._launcher.pools()
                 await asyncio.gather(*(self._look_at_files(one) for one in self._known.values()))
         except TimeoutError:
@@ -159,9 +160,9 @@ class MemoryKeeper:
         return {one.pool: usable(one.pool, one.total_bytes) for one in gpus or self._machine.pools}
 
     async def _look_at_files(self, known: _Known) -> None:
-        files, estimate = await asyncio.to_thread(_files_and_estimate, known.backend)
+        files, estimate = await in_thread(OPEN_LIMIT_S, _files_and_estimate, known.backend)
         known.files, known.estimate = tuple(str(file) for file in files), estimate
-        known.key = await asyncio.to_thread(self._key, known)
+        known.key = await in_thread(OPEN_LIMIT_S, self._key, known)
 
     def _key(self, known: _Known) -> str:
         settings = known.config.settings

@@ -209,3 +209,22 @@ def test_a_client_that_leaves_while_loading_disturbs_nobody(tmp_path: Path) -> N
             eventually(lambda: juggler.instance("S/a")["state"] == "starting", "it loads")
         assert juggler.ask("POST", "/b/x", {}).json()["name"] == "b"
         eventually(lambda: juggler.instance("S/a")["waiting"] == 0, "nobody waits")
+
+
+def test_a_shutdown_waits_for_a_slow_reader(tmp_path: Path) -> None:
+    """The backend is done and gone; what it answered is still on its way to the client, and arrives whole."""
+    size = 6_000_000
+    with running(tmp_path, exclusive(a=web())) as juggler:
+        assert juggler.ask("POST", "/a/x").status == 200
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.settimeout(20)
+            client.connect(("127.0.0.1", juggler.port))
+            client.sendall(b"POST /a/large?%d HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n" % size)
+            received = len(client.recv(4096))
+            juggler.process.send_signal(signal.SIGTERM)
+            while piece := client.recv(65536):
+                received += len(piece)
+                time.sleep(0.001)
+        assert received > size
+        assert juggler.stop() == 0

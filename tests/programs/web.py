@@ -36,7 +36,7 @@ time.sleep(args.load)
 
 
 class Handler(BaseHTTPRequestHandler):
-    """GET and POST; ``/slow?S`` takes S seconds, ``/die`` ends the process."""
+    """GET and POST; ``/slow?S`` takes S seconds, ``/large?N`` sends N bytes more, ``/die`` ends the process."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # head and body are written apart: the body would wait 40 ms for an ACK
@@ -53,6 +53,8 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/slow":
             time.sleep(float(query))
         answer = json.dumps({"name": args.name, "pid": os.getpid(), "path": self.path, "received": len(body)})
+        if path == "/large":
+            answer += " " * int(query)
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(answer)))

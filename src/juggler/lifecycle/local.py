@@ -28,6 +28,8 @@ from juggler.lifecycle.output import Subscriber
 from juggler.lifecycle.page_cache import FileCache, look_at
 from juggler.lifecycle.prefetch import budget_bytes, read_ahead
 from juggler.lifecycle.start_errors import check_plan, start_failed
+from juggler.lifecycle.waiting import succeeded
+from juggler.survey.threads import in_thread
 from juggler.units import SECONDS
 
 LOOPBACK = "127.0.0.1"
@@ -39,6 +41,9 @@ DRAIN_LIMIT_S = 0.2
 """After the main process ended, for output that others still hold (``exec > >(tee log)``)."""
 ENDED_KEPT_MAX = 32
 """Launches that have ended and can still be described; each keeps its ring of output (256 KiB at most)."""
+
+LOOK_LIMIT_S = 5 * SECONDS
+"""For a look at model files: microseconds each, unless their disk is gone."""
 
 log = logging.getLogger(__name__)
 
@@ -196,6 +201,9 @@ class LocalLauncher:
 
     def prepare(self) -> None:
         """Start a spare guardian in the background if there is none; called again after each use."""
+        spare = self._spare
+        if spare is not None and spare.done() and not succeeded(spare):
+            self._spare = None  # the trouble of that time may be over
         if self._spare is None and not self._closed and sys.platform != "win32":
             self._spare = self._own(GuardianLink.spawn(), "spare guardian")
 
@@ -267,7 +275,10 @@ class LocalLauncher:
         return {name: handle._guardian_pid for name, handle in self._handles.items() if not handle.gone}
 
     async def cached(self, files: Sequence[str]) -> Sequence[FileCache]:
-        return await asyncio.to_thread(look_at, tuple(files))
+        try:
+            return await in_thread(LOOK_LIMIT_S, look_at, tuple(files))
+        except TimeoutError:
+            return []
 
     async def prefetch(self, files: Sequence[str], limit_bytes: int) -> int:
         """Read files into the page cache, ``limit_bytes`` in all; a cancelled call stops reading within a chunk."""

@@ -409,7 +409,7 @@ class Supervisor:
         )
 
     async def _wake(self, launch: _Launch) -> None:
-        began = self._clock.monotonic()
+        began, self._kills_before = self._clock.monotonic(), kernel_kills()
         try:
             await self._unless_stopped(launch.generation, self._bring_back(launch, began))
         except Interrupted:
@@ -468,7 +468,9 @@ class Supervisor:
         except ProcessEnded as ended:
             await self._on_unexpected_end(launch, ended.report)
             return
-        if failure is None:
+        if failure is not None and launch.attached is not None and await has_died(launch.attached.address):
+            await self._on_unexpected_end(launch, launch.attached.lost())
+        elif failure is None:
             _log.info("%s unloaded after %s", self.instance, format_duration(self._clock.monotonic() - began))
             self._reports.unloaded(self.instance, launch.generation)
         else:

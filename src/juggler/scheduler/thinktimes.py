@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 FIRST_EDGE_S = 0.05
-GROWTH = 1.5
-BINS = 27
+GROWTH = 1.25
+BINS = 49
+"""Twice as fine as scheduling.md has them: a hold ends at an edge, and a bin of half its length is waited in vain."""
 EDGES = tuple(FIRST_EDGE_S * GROWTH**power for power in range(BINS))
-"""Upper edges of the bins in seconds: 0.05 s to about half an hour."""
+"""Upper edges of the bins in seconds: 0.05 s to over half an hour."""
 
 DECAY = 0.95
 """Weight of everything seen before, per new sample."""
@@ -24,7 +25,7 @@ PRIOR_WEIGHT = 2.0
 PRIOR_SOON = 0.2
 """Before anything is known: two samples' worth of belief that one client in five comes back soon."""
 
-SOON_BINS = 14
+SOON_BINS = 24
 """``Soon`` is within 10 s; the prior spreads over these bins alike."""
 
 CLIENT_SHRINKAGE = 3.0

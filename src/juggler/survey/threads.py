@@ -6,6 +6,9 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar, TypeVarTuple, Unpack
 
+LOOK = "look:"
+"""With what the names of these threads begin."""
+
 _T = TypeVar("_T")
 _Args = TypeVarTuple("_Args")
 
@@ -41,6 +44,7 @@ async def in_thread(limit_s: float, function: Callable[[Unpack[_Args]], _T], *ar
         with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
             loop.call_soon_threadsafe(deliver, result, error)
 
-    threading.Thread(target=work, name=getattr(function, "__name__", "look"), daemon=True).start()
+    name = f"{LOOK} {getattr(function, '__name__', '')}"
+    threading.Thread(target=work, name=name, daemon=True).start()
     async with asyncio.timeout(limit_s):
         return await future

@@ -7,9 +7,12 @@ work, but their peers must live in the same loop.
 
 import asyncio
 import selectors
+import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from typing import Any, TypeVar, TypeVarTuple
+
+from juggler.survey.threads import LOOK
 
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
@@ -34,7 +37,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     @property
     def may_jump(self) -> bool:
         """Whether no thread is at work that may have something to tell first."""
-        return self._busy_threads == 0
+        return self._busy_threads == 0 and not any(one.name.startswith(LOOK) for one in threading.enumerate())
 
     def run_in_executor(self, executor: Executor | None, func: Callable[[*_Ts], _T], *args: *_Ts) -> asyncio.Future[_T]:
         """As in any loop; time stands still until the future is done."""
