@@ -5,6 +5,7 @@ clients in error bodies.
 """
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 
 SECRET_NAME = re.compile(
@@ -22,16 +23,32 @@ _FILE_NAME = re.compile(r"(file|path|dir|folder)s?$", re.IGNORECASE)
 def secrets_of(parameters: Sequence[str], env: Mapping[str, str]) -> tuple[str, ...]:
     """The values of all options and variables with a telling name, longest first."""
     found = [value for name, value in env.items() if _is_secret(name)]
-    for position, word in enumerate(parameters):
-        name, equals, value = word.partition("=")
-        if not word.startswith("-") or not _is_secret(name):
-            continue
-        if equals:
+    words = [*parameters, *_words(env.get("COMMANDLINE_ARGS", ""))]  # more options of A1111 and Forge
+    for position, word in enumerate(words):
+        value = value_behind_secret_name(word)
+        if value is not None:
             found.append(value)
-        elif position + 1 < len(parameters):
-            found.append(parameters[position + 1])
+        elif word.startswith("-") and _is_secret(word) and position + 1 < len(words):
+            found.append(words[position + 1])
     parts = {part for value in found for part in (value, *value.split(","))}
     return tuple(sorted((part for part in parts if len(part) >= SHORTEST), key=len, reverse=True))
+
+
+def value_behind_secret_name(word: str) -> str | None:
+    """What stands behind a telling name and ``=``: in ``--api-key=x``, ``HF_TOKEN=x``, ``--env=HF_TOKEN=x``."""
+    name, equals, rest = word.partition("=")
+    while equals:
+        if _is_secret(name):
+            return rest
+        name, equals, rest = rest.partition("=")
+    return None
+
+
+def _words(line: str) -> list[str]:
+    try:
+        return shlex.split(line)
+    except ValueError:  # an open quote
+        return line.split()
 
 
 def redacted(lines: Sequence[str], secrets: Sequence[str]) -> list[str]:

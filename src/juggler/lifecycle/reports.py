@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from juggler.backends.base import Address, Backend
-from juggler.backends.secrets import SECRET_NAME
+from juggler.backends.secrets import SECRET_NAME, value_behind_secret_name
 from juggler.errors import BackendError, StartFailed
 from juggler.ids import InstanceId
 
@@ -71,13 +71,14 @@ def masked_command(argv: Sequence[str]) -> str:
     masked: list[str] = []
     hide_next = False
     for argument in argv:
-        name, equals, _ = argument.partition("=")
-        secret = SECRET_NAME.search(name.lstrip("-")) is not None and (argument.startswith("-") or bool(equals))
+        value = value_behind_secret_name(argument)
+        named = argument.startswith("-") and "=" not in argument
+        secret = named and SECRET_NAME.search(argument.lstrip("-")) is not None
         if hide_next:
             masked.append("***")
             hide_next = False
-        elif secret and equals:
-            masked.append(f"{shlex.quote(name)}=***")
+        elif value:
+            masked.append(shlex.quote(argument.removesuffix(value)) + "***")
         else:
             masked.append(shlex.quote(argument))
             hide_next = secret

@@ -22,6 +22,7 @@ import logging
 from collections import deque
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from juggler.backends.base import Address, Backend
@@ -199,7 +200,8 @@ class Supervisor:
             StartFailed: It is not, with a hint.
         """
         settings = self._backend.settings
-        if settings.binary is not None:
+        # A bare name may be meant for a file in the program's directory (sdwebui): the start will tell.
+        if settings.binary is not None and not (Path(settings.cwd or ".") / settings.binary).is_file():
             path = {**self._environ, **settings.env}.get("PATH")
             find_program(settings.binary, endpoint=settings.endpoint_name, cwd=settings.cwd, path=path)
 

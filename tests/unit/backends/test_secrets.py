@@ -30,3 +30,12 @@ def test_what_is_too_short_to_be_one() -> None:
 
 def test_lines() -> None:
     assert redacted(["args: --api-key abcd1234", "ok"], ("abcd1234",)) == ["args: --api-key ***", "ok"]
+
+
+def test_names_that_are_values_themselves() -> None:
+    """Containers and web UIs take variables as options."""
+    assert secrets_of(["-e", "HF_TOKEN=hf_12345"], {}) == ("hf_12345",)
+    assert secrets_of(["--env=HF_TOKEN=hf_12345"], {}) == ("hf_12345",)
+    assert set(secrets_of([], {"COMMANDLINE_ARGS": "--listen --api-auth user:secretpw"})) == {"user:secretpw"}
+    assert secrets_of([], {"COMMANDLINE_ARGS": "--api-auth 'open"}) == ("'open",)
+    assert secrets_of(["--env=PATH=/usr/bin", "a=b=c"], {}) == ()
