@@ -87,7 +87,7 @@ class Valuation:
         if victim.residency not in UP:
             return Verdict(self.now, victim.residency.value)
         if victim.gate is not None:
-            return Verdict(self.now, "draining")
+            return Verdict(self.now, "idle" if victim.unused else "it finishes what it has begun")
         round_trip = self.round_trip_s(victim, wanting)
         due = wanting.queue.earliest_due()
         if victim.unused:

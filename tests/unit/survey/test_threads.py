@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from juggler.survey.threads import in_thread
+from juggler.survey.threads import LOOK, in_thread
 
 
 def test_results_and_errors_come_back() -> None:
@@ -32,7 +32,7 @@ def test_a_hanging_look_is_given_up_and_does_not_hold_up_the_end() -> None:
             await in_thread(0.05, release.wait)
 
     asyncio.run(body())
-    threads = [thread for thread in threading.enumerate() if thread.name == "wait"]
+    threads = [thread for thread in threading.enumerate() if thread.name == f"{LOOK} wait"]
     assert threads
     assert all(thread.daemon for thread in threads)
     release.set()
