@@ -217,3 +217,17 @@ def test_why_tells_the_story(tmp_path: Path) -> None:
         unknown = subprocess.run([*command, "nobody"], capture_output=True, text=True, timeout=30, check=False)
         assert unknown.returncode == 1
         assert "nobody" in unknown.stderr
+
+
+def test_an_event_stream_that_waits_hears_of_it(tmp_path: Path) -> None:
+    """By the configuration's own interval; an answer that is no event stream becomes an error event in it."""
+    config = {**two(tmp_path), "waiting": {"comments_every": "200ms"}}
+    with running(tmp_path, config) as juggler:
+        path = "/a/v1/chat/completions"
+        streamed = juggler.ask("POST", path, {"stream": True}, timeout_s=60)
+        assert streamed.status == 200
+        assert streamed.headers["content-type"].startswith("text/event-stream")
+        assert streamed.body.startswith(b": waiting for a")
+        assert b"data: " in streamed.body
+        again = juggler.ask("POST", path, {"stream": True}, timeout_s=60)
+        assert again.headers["content-type"] == "application/json", "ready: nothing of ours stands in between"

@@ -127,6 +127,27 @@ async def test_cancelled_at_any_step(fake: FakeNvml, left: Left, rounds: int) ->
     await helper.close()
 
 
+async def test_cancelled_while_the_driver_hangs(fake: FakeNvml, left: Left) -> None:
+    """1. the helper has answered before 2. a question hangs and is cancelled 3. that helper is ended, another answers.
+
+    Its late answer would else be taken for the one to the next question.
+    """
+    helper = fake.helper()
+    assert await helper.ask() is not None
+    first = helper.pid
+    fake.play(scene(gpu(), hang="nvmlDeviceGetCount"))
+    asking = asyncio.create_task(helper.ask())
+    await asyncio.sleep(0)
+    assert helper.pid == first
+    asking.cancel()
+    await asyncio.wait([asking])
+    await until(lambda: not left(), "the helper of the cancelled question is gone")
+    fake.play(scene(gpu()))
+    assert await helper.ask() is not None
+    assert helper.pid != first
+    await helper.close()
+
+
 async def test_closed_means_closed(fake: FakeNvml, left: Left) -> None:
     """No helper is started after the end, and closing twice is no error."""
     helper = fake.helper()

@@ -82,7 +82,7 @@ def test_older_drivers(fake: FakeNvml, running: Running) -> None:
 
 def test_a_process_in_both_lists(fake: FakeNvml, running: Running) -> None:
     """It computes and draws: listed once, with the larger size, unknown if either is."""
-    fake.play(scene(gpu(processes=[[1, GIB], [2, GIB], [3, None]], graphics=[[2, 2 * GIB], [3, 1], [4, 5]])))
+    fake.play(scene(gpu(processes=[[1, GIB], [2, GIB], [3, None]], graphics=[[1, 7], [2, 2 * GIB], [3, 1], [4, 5]])))
     found = {pid: size for pid, size, _ in running.ask()["devices"][0]["processes"]}
     assert found == {1: GIB, 2: 2 * GIB, 3: None, 4: 5}
 
