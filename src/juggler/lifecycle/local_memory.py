@@ -1,7 +1,7 @@
 """The memory of this machine as launches see it: device readings with their processes told apart by launch.
 
-Main memory of a launch is what only its processes hold: anonymous and shared memory, without the pages of model files
-that are mapped and that the system drops when it needs room (``RssAnon`` and ``RssShmem`` of ``proc_pid_status(5)``).
+Main memory of a launch is what is resident of its processes, mapped model files included: a model that computes on the
+CPU from a mapping is slow beyond use once its pages are dropped (``proc_pid_status(5)``).
 """
 
 import contextlib
@@ -21,7 +21,7 @@ RAM = PoolId("ram")
 LOOK_LIMIT_S = 2 * SECONDS
 """For walking ``/proc``: milliseconds, seconds on a machine that swaps."""
 
-_FIELDS = ("RssAnon:", "RssShmem:")
+_FIELDS = ("RssAnon:", "RssFile:", "RssShmem:")
 
 
 class LocalMemory:
@@ -89,18 +89,18 @@ def _main_memory_use(reading: PoolReading, launches: Mapping[str, int] | None) -
 
 
 def _look_at(guardians: Mapping[str, int]) -> tuple[dict[int, str], dict[str, int]]:
-    """The launch of every process below a guardian, and the main memory that each launch holds alone."""
+    """The launch of every process below a guardian, and the main memory that is resident for each launch."""
     owners: dict[int, str] = {}
     held: dict[str, int] = {}
     for launch, guardian in guardians.items():
         held[launch] = 0
         for process in descendants_of(guardian):
             owners[process.pid] = launch
-            held[launch] += _own_memory(process.pid)
+            held[launch] += _resident(process.pid)
     return owners, held
 
 
-def _own_memory(pid: int) -> int:
+def _resident(pid: int) -> int:
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
