@@ -76,6 +76,8 @@ class _Frame:
     result: _Measured
     anchor: str | None
     key: tuple[str, Position] | None = None
+    merges: bool = False
+    """``key`` is the merge key: ``<<`` without quotes."""
     merged: list[Node] = dataclasses.field(default_factory=list)
     """Values of the merge key ``<<``: defaults for the members of this mapping."""
 
@@ -103,7 +105,7 @@ class _Builder:
         elif isinstance(event, yaml.ScalarEvent):
             self._check_tag(event.tag, at)
             if self._waits_for_key():
-                self._set_key(event.value, at)
+                self._set_key(event.value, at, plain=event.style is None)
                 if event.anchor:
                     self._anchors[event.anchor] = _Measured(Node(at, event.value))
             else:
@@ -129,9 +131,10 @@ class _Builder:
     def _waits_for_key(self) -> bool:
         return bool(self._stack) and isinstance(self._stack[-1].result.node.value, dict) and self._stack[-1].key is None
 
-    def _set_key(self, key: str, at: Position) -> None:
+    def _set_key(self, key: str, at: Position, *, plain: bool) -> None:
         self._check_text(key, at)
         self._stack[-1].key = (key, at)
+        self._stack[-1].merges = plain and key == "<<"
 
     def _finish(self, measured: _Measured, anchor: str | None, at: Position) -> None:
         """Give a finished value to whatever contains it."""
@@ -153,7 +156,7 @@ class _Builder:
             value.append(measured.node)
         elif isinstance(value, dict) and frame.key is not None:
             (key, key_at), frame.key = frame.key, None
-            if key == "<<":
+            if frame.merges:
                 frame.merged.append(measured.node)
             elif key not in value:
                 value[key] = Member(key_at, measured.node)

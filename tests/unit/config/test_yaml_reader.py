@@ -137,3 +137,9 @@ def test_any_text_gives_a_tree_or_a_reason(text: str) -> None:
     """Nothing raises, whatever PyYAML makes of it."""
     result = read(text)
     assert result.root is not None or result.problems
+
+
+def test_a_quoted_merge_key_is_a_key() -> None:
+    """Only the bare word merges (yaml.org/type/merge); ``"<<"`` is a name like any other."""
+    assert value('"<<": {"a": 1}') == {"<<": {"a": 1}}
+    assert value("<<: {a: 1}") == {"a": 1}
