@@ -16,6 +16,7 @@ from typing import Any
 
 from juggler.backends.base import Address
 from juggler.clock import Clock
+from juggler.doubts import Doubts
 from juggler.errors import BackendError, InvalidTransition, JugglerError
 from juggler.ids import EndpointId, InstanceId, RequestId
 from juggler.keeper import MemoryKeeper
@@ -38,7 +39,7 @@ from juggler.units import SECONDS
 _log = logging.getLogger("juggler.engine")
 
 _SUSPICIOUS = frozenset({"upstream_connect_failed", "upstream_closed"})
-"""Errors after which an attached server is looked after at once."""
+"""Errors after which a backend may be dead: an attached server is looked after, the end of a process waited for."""
 
 LOOK_LIMIT_S = 3 * SECONDS
 
@@ -101,7 +102,7 @@ class EngineLease:
 
     def release(self, result: ExchangeResult) -> None:
         if result.error in _SUSPICIOUS:
-            self._engine.supervisors[self._instance].suspect()
+            self._engine.suspect(self._instance)
         if self._request is not None:
             if result.first_byte_s is not None:
                 self._engine.answered(self._request, self._granted_at + result.first_byte_s)
@@ -147,6 +148,7 @@ class Engine:
         """Looks for programs under way, shared by all who ask."""
         self._beginning: dict[InstanceId, asyncio.Task[None]] = {}
         """Loads whose memory is being looked for: nothing of them exists yet."""
+        self._doubts = Doubts(lambda instance: self.supervisors[instance].ends)
         self._run = {
             commands.Forward: self._on_forward,
             commands.Loaded: self._on_loaded,
@@ -179,6 +181,9 @@ class Engine:
         asked_at = self.now()
         if not self.opened.is_set():
             await self.opened.wait()
+        served_by = self.endpoints[route.endpoint].instance
+        if self.scheduler.state.instances[served_by].residency is Residency.READY:
+            await self._doubts.cleared(served_by)
         client = client_of(request.client, request.headers) if kind is events.Kind.WORK else ""
         request_id, instance = await self._ask(route.endpoint, kind, request.wishes, client)
         pool = self._pools.get(instance)
@@ -269,6 +274,11 @@ class Engine:
             looking.add_done_callback(succeeded)  # all who asked may have left
         with contextlib.suppress(TimeoutError):  # a disk that sleeps: the start itself will tell
             await asyncio.shield(looking)
+
+    def suspect(self, instance: InstanceId) -> None:
+        """It broke a connection, or took none: is it still there?"""
+        self._doubts.begin(instance)
+        self.supervisors[instance].suspect()
 
     def answered(self, request: RequestId, at: float) -> None:
         """The answer to a forwarded request began at this time."""
@@ -366,11 +376,13 @@ class Engine:
         if self.keeper is not None:
             self.keeper.gave_back(instance)
         self.post(events.InstanceGone(self._clock.monotonic(), instance, generation))
+        self._doubts.end(instance)
 
     def exited(self, instance: InstanceId, generation: int, error: BackendError) -> None:
         self._close_pool(instance)
         self._no_longer_begin(instance)
         self.post(events.ProcessExited(self._clock.monotonic(), instance, generation, error))
+        self._doubts.end(instance)
 
     def busy_probed(self, instance: InstanceId, generation: int, busy: bool) -> None:
         self.post(events.BusyProbed(self._clock.monotonic(), instance, generation, busy))

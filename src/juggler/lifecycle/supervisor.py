@@ -127,6 +127,8 @@ class Supervisor:
         """Why there was nothing to attach to, as logged last."""
         self._next_look_s = 0.0
         self._suspected = False
+        self.ends = False
+        """Its process has ended by itself, and the report of it is being written."""
         self._interruption = Interruption()
         self._placement: Mapping[str, str] = {}
         self._kills_before = 0
@@ -524,7 +526,11 @@ class Supervisor:
         if launch.attached is not None and self._target is not None:
             error: BackendError = self._target.lost()
         else:
-            error = await unexpected_end(self._backend, launch.handle, report)
+            self.ends = True
+            try:
+                error = await unexpected_end(self._backend, launch.handle, report)
+            finally:
+                self.ends = False
         if self._stop_is_ordered(launch.generation):
             return
         log_failure(self.instance, error)
