@@ -1,5 +1,7 @@
 """What is learned and measured of memory, and what the scheduler does about it."""
 
+import pytest
+
 from juggler.errors import OutOfMemory
 from juggler.ids import InstanceId, PoolId
 from juggler.scheduler import commands as c
@@ -295,3 +297,51 @@ def test_one_read_at_a_time() -> None:
     assert reads(script, e.RequestArrived(script.now, 78, C)) == []  # type: ignore[arg-type]
     done = e.FilesSeen(script.now, B, 1.0, finished=True)
     assert reads(script, done) == [C]
+
+
+def seen(script: Script, name: InstanceId, share: float, *, finished: bool = False) -> list[InstanceId]:
+    return reads(script, e.FilesSeen(script.now, name, share, finished=finished))
+
+
+def test_a_reading_that_a_load_cut_short_is_taken_up_again() -> None:
+    """As long as it gets on; and again where the load pushed out what had been read."""
+    script = Script(sized(A, 8), sized(B, 8), capacity={GPU0: 10})
+    script.load(A)
+    script.arrive(A)
+    assert reads(script, e.RequestArrived(script.now, 77, B)) == [B]  # type: ignore[arg-type]
+    assert seen(script, B, 0.4, finished=True) == [B]
+    assert seen(script, B, 0.4, finished=True) == [], "it does not get on"
+    assert seen(script, B, 0.35, finished=True) == [], "nor where others push it out meanwhile"
+    assert seen(script, B, 0.35) == []
+    assert seen(script, B, 0.1) == [B], "a load of somebody else's pushed it out"
+    assert seen(script, B, 0.95, finished=True) == []
+
+
+def test_at_leisure_each_is_read_once() -> None:
+    """Where the page cache is too small for all they would push out one another for ever."""
+    script = Script(sized(A, 8), sized(B, 8), capacity={GPU0: 10})
+    assert kinds(script.arrive(B)) == ["StartInstance"]
+    script.ready(B)
+    script.end(1)
+    script.arrive(A)
+    seen(script, A, 1.0, finished=True)
+    assert kinds(script.gone(B)) == ["StartInstance"]
+    script.ready(A)
+    script.end(2)
+    seen(script, B, 0.2)
+    assert reads(script, e.TimerFired(script.now)) == [B]
+    assert seen(script, B, 1.0, finished=True) == []
+    assert seen(script, B, 0.2) == []
+    assert reads(script, e.TimerFired(script.now)) == []
+    script.arrive(A)
+    assert reads(script, e.RequestArrived(script.now, 99, B)) == [B], "one who waits is worth it"  # type: ignore[arg-type]
+
+
+def test_a_pause_of_a_few_gaps_does_not_make_it_the_victim() -> None:
+    """Requests come by chance: a gap of twice the mean says nothing yet, one of ten times does."""
+    script = Script(sized(A, 4), capacity={GPU0: 10})
+    estimates = script.at(A).estimates
+    for number in range(10):
+        estimates.arrived(10.0 * number)
+    assert estimates.rate(110.0) == pytest.approx(10 / 110)
+    assert estimates.rate(190.0) == pytest.approx(0.03)

@@ -97,7 +97,7 @@ class SchedulerModel(Model):
         ge=0,
         le=20,
         description="The dial as a number: waiting that ends a hold, in swap round trips. `fair` is 0.5, `balanced` "
-        "1.5, `throughput` 3.",
+        "1.75, `throughput` 3.",
     )
     beta: float = Field(
         default=3.0, ge=0, le=100, description="Least time a busy endpoint keeps its place, in swap round trips."

@@ -3,7 +3,7 @@
 from juggler.errors import BackendError, DoesNotFit, JugglerError, NotReady, QueueFull, ShuttingDown
 from juggler.scheduler.events import Kind
 from juggler.scheduler.explain import outlook
-from juggler.scheduler.ledger import EXCLUSIVE_POOL, Amounts, added, reduced, shortage
+from juggler.scheduler.ledger import EXCLUSIVE_POOL, shortage
 from juggler.scheduler.state import Instance, SchedulerState
 from juggler.scheduler.transitions import GONE, LOADING, Residency
 from juggler.units import format_duration, format_size
@@ -82,19 +82,12 @@ def _not_ready(instance: Instance, now: float) -> JugglerError:
 def does_not_fit(state: SchedulerState, instance: Instance) -> JugglerError | None:
     """Refuse what no amount of waiting can help: too large for its pools, or for what pinned ones leave of them."""
     capacity = state.ledger.capacity
-    pinned = [
-        other
-        for other in state.instances.values()
-        if (other.spec.pinned or not other.yields) and other is not instance and other.residency not in GONE
-    ]
-    taken: Amounts = {}
-    for other in pinned:
-        taken = added(taken, other.footprint)
-    left = reduced(capacity, taken)
-    if any(not shortage(way, left) for way in instance.placements):
+    left = state.lasting(besides=instance)
+    ways = instance.ways_to_load()
+    if any(not shortage(way, left) for way in ways):
         return None
-    possible = [way for way in instance.placements if not shortage(way, capacity)]
-    need = min(possible or instance.placements, key=lambda way: sum(shortage(way, capacity).values()))
+    possible = [way for way in ways if not shortage(way, capacity)]
+    need = min(possible or ways, key=lambda way: sum(shortage(way, capacity).values()))
     missing = shortage(need, capacity)
     pools = ", ".join(
         f"{pool} has {format_size(capacity.get(pool, 0))}, it needs {format_size(size)}"
@@ -103,7 +96,8 @@ def does_not_fit(state: SchedulerState, instance: Instance) -> JugglerError | No
     )
     beside = ""
     if not missing:
-        names = ", ".join(f"{'pinned' if other.spec.pinned else 'attached'} {other.spec.name!r}" for other in pinned)
+        staying = [other for other in state.instances.values() if other is not instance and any(other.stays().values())]
+        names = ", ".join(f"{'pinned' if other.spec.pinned else 'attached'} {other.spec.name!r}" for other in staying)
         beside = f" beside the {names}"
     return DoesNotFit(
         f"{instance.spec.name!r} can never be loaded{beside}{': ' + pools if pools else ''}",

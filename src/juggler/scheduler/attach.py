@@ -15,7 +15,7 @@ from juggler.scheduler.admission import failed_recently
 from juggler.scheduler.commands import AttachInstance, Command, Mode, OrderDone, Record, Reject
 from juggler.scheduler.events import AttachMissed, OrderKind, UnloadFailed
 from juggler.scheduler.eviction import Candidate
-from juggler.scheduler.ledger import Amounts, added, shortage
+from juggler.scheduler.ledger import Amounts, added, reduced, shortage
 from juggler.scheduler.state import Instance, Order, SchedulerState
 from juggler.scheduler.transitions import GONE, Move
 
@@ -76,6 +76,8 @@ def holders(
 ) -> list[Instance]:
     """The attached servers that refuse to free what ``wanting`` needs; none if others stand in its way as well.
 
+    None either if it would fit beside them once others have had their turn.
+
     Args:
         missing: What is missing now, more than all ``candidates`` together could free.
     """
@@ -84,6 +86,13 @@ def holders(
         for one in state.instances.values()
         if one is not wanting and one.attached and one.up and one.holds_on_until > now
     ]
+    if not refusing:
+        return []
+    left = state.lasting(besides=wanting)
+    for one in refusing:
+        left = reduced(left, one.freed_by(Mode.UNLOAD))
+    if any(not shortage(way, left) for way in wanting.ways_to_load()):
+        return []
     freed: Amounts = {}
     for amounts in (*(one.by_stop for one in candidates), *(one.freed_by(Mode.UNLOAD) for one in refusing)):
         freed = added(freed, amounts)

@@ -59,10 +59,15 @@ from juggler.scheduler.ledger import Amounts, Ledger
 from juggler.scheduler.policy import Policy, weight_of
 from juggler.scheduler.queue import Waiting
 from juggler.scheduler.state import Instance, InstanceSpec, Order, Probe, SchedulerState
+from juggler.scheduler.swaps import WELL_CACHED
 from juggler.scheduler.transitions import CROSSINGS, GONE, LEAVING, UP, Move, Residency
 
 STORY_SHOWN = 12
 """Events told with an impossible move."""
+
+READ_AGAIN_SHARE = 0.01
+"""Files of which this much more, or less, is in the page cache than was thought may be read ahead again: a load of
+somebody else's ended the reading before it was through, or pushed out what it had brought."""
 
 
 class Scheduler:
@@ -235,7 +240,7 @@ class Scheduler:
             instance.estimates.wake.add(seconds)
         else:
             instance.estimates.loaded(seconds, instance.cached_at_start)
-            instance.cached, instance.read_ahead = 1.0, False
+            instance.cached, instance.read_ahead, instance.read_whole = 1.0, False, False
         self._settle(instance, "ready", now, out)
 
     def _settle(self, instance: Instance, outcome: str, now: float, out: list[Command]) -> None:
@@ -276,12 +281,19 @@ class Scheduler:
 
     def _on_files_seen(self, event: FilesSeen, out: list[Command]) -> None:
         instance = self.state.instances[event.instance]
+        more = event.share - (instance.cached or 0.0)
+        changed = (more if event.finished else abs(more)) > READ_AGAIN_SHARE  # a reading must get on to go on
+        if changed:
+            instance.read_ahead = False
+        if event.finished and event.share >= WELL_CACHED:
+            instance.read_whole = True
         instance.cached = event.share
         instance.estimates.size_known(event.size_bytes)
-        if event.finished and self.state.reading == instance.id:
+        ended = event.finished and self.state.reading == instance.id
+        if ended:
             self.state.reading = None
-            if self.state.total.waiting:
-                self._decide(event.now, out)
+        if (ended or (changed and len(instance.queue))) and self.state.total.waiting:
+            self._decide(event.now, out)
 
     def _on_attach_offered(self, event: AttachOffered, out: list[Command]) -> None:
         instance = self.state.instances[event.instance]
@@ -368,6 +380,7 @@ class Scheduler:
         if event.generation != instance.generation or instance.probe is not Probe.ASKED:
             return  # a request was forwarded meanwhile, or the instance is on its way out: the answer is stale
         instance.probe = Probe.BUSY if event.busy else Probe.IDLE
+        instance.probed_at = event.now
         if event.busy:
             instance.busy_seen_at = instance.last_used = event.now
         self._decide(event.now, out)

@@ -161,11 +161,11 @@ class DecisionPass:
 
     def says_idle(self, victim: Instance, since: float) -> bool:
         """Whether the backend itself has no work; asks it where that is not known, and notes when to look again."""
-        if victim.probe is Probe.IDLE:
+        if victim.probe is Probe.IDLE and self.now < victim.probed_at + self.policy.idle_believed_s:
             return True
-        limit = since + self.policy.busy_limit_s
+        limit = math.inf  # while nobody wants its memory a job may take as long as it likes
         if victim.gate is not None:
-            limit = max(limit, victim.gate.shut_at + self.policy.busy_limit_s)
+            limit = max(since, victim.gate.shut_at) + self.policy.busy_limit_s
         if victim.probe is Probe.BUSY and self.now >= limit:
             return True
         again_at = victim.probed_at + self.policy.busy_probe_every_s
@@ -222,6 +222,7 @@ class DecisionPass:
 
     def _load_targets(self) -> None:
         state = self.state
+        awaited: set[PoolId] = set()  # by those who have their memory and wait until others have loaded
         for plan in list(state.plans.values()):
             target = state.instances[plan.target]
             leaving = any(state.instances[victim].residency in LEAVING for victim, _ in plan.victims)
@@ -230,7 +231,10 @@ class DecisionPass:
             if target.residency not in LOADABLE or not len(target.queue) or target.order is not None:
                 self._drop(plan, "nobody waits for it any more")
             elif not shortage(target.need(), state.ledger.free()):
-                if self._pool_is_free_of_loads(target):
+                pools = {pool for pool, size in target.full.items() if size}
+                if not self._pool_is_free_of_loads(target, pools) or pools & awaited:
+                    awaited |= pools
+                else:
                     del state.plans[plan.target]
                     self._load(target, plan.decision)
             elif not leaving:  # its victims are gone and it still does not fit: plan anew
@@ -242,9 +246,8 @@ class DecisionPass:
         if plan.decision is not None:
             plan.decision.outcome = why
 
-    def _pool_is_free_of_loads(self, target: Instance) -> bool:
+    def _pool_is_free_of_loads(self, target: Instance, pools: set[PoolId]) -> bool:
         """Loads that need the pool for themselves follow one another; one that nobody waits for any more gives way."""
-        pools: set[PoolId] = {pool for pool, size in target.full.items() if size}
         free = True
         for other in self.state.instances.values():
             if other.residency not in LOADING or not pools.intersection(other.full):

@@ -14,6 +14,10 @@ CACHED_BYTES_PER_S = 8e9
 START_S = 2.0
 """Assumed before the first load of a known size: a start takes this and the reading of its files."""
 
+SILENCE_GAPS = 3.0
+"""A silence this many mean gaps long says that requests have become rarer: of requests that come by chance only one in
+twenty is that late."""
+
 WARM_GROWTH = 1.05
 """Before any warm answer was seen the least first byte stands in for one, a little larger with each sample: a hold
 must not destroy the evidence for itself (scheduling.md section 10.7)."""
@@ -99,11 +103,11 @@ class Estimates:
         self.last_arrival = now
 
     def rate(self, now: float) -> float:
-        """Requests per second: the smaller of the mean rate and what the present silence suggests."""
+        """Requests per second: the smaller of the mean rate and what the present silence allows."""
         if self.arrivals == 0:
             return 0.0
         mean = self.arrivals / max(now - self.first_arrival, 1.0)
-        return min(mean, 1.0 / max(now - self.last_arrival, 0.001))
+        return min(mean, SILENCE_GAPS / max(now - self.last_arrival, 0.001))
 
     def size_known(self, size_bytes: int) -> None:
         """Better guesses for a first load, from the size of what it reads."""

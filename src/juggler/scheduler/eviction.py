@@ -27,6 +27,8 @@ class Candidate:
     """What a soft unload frees; None where there is none."""
     by_stop: Amounts
     """What a stop frees."""
+    in_use: bool = False
+    """Somebody works on it or waits for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,25 +39,32 @@ class VictimSet:
     at: float
     """When all of them may be taken."""
     cost: float
+    in_use: int
+    """How many of them are in use."""
 
 
 def cheapest(missing: Amounts, candidates: Sequence[Candidate]) -> VictimSet | None:
     """The minimal set that frees ``missing``, by (earliest time all may be taken, total cost, recency).
 
-    Soft unloads are tried first where allowed; if those free too little, plain stops.
+    Soft unloads are tried first where allowed. Plain stops, where those free too little, or only by taking more of
+    those that are in use.
 
     Returns:
         None if even all candidates together free too little.
     """
     ranked = sorted(candidates, key=lambda one: (one.at, one.cost, one.last_used, one.instance))
-    return _cheapest(missing, ranked, soft=True) or _cheapest(missing, ranked, soft=False)
+    soft = _cheapest(missing, ranked, soft=True)
+    if soft is not None and (not soft.in_use or all(one.by_unload is None for one in candidates)):
+        return soft
+    stop = _cheapest(missing, ranked, soft=False)
+    return stop if soft is None or (stop is not None and stop.in_use < soft.in_use) else soft
 
 
 def _cheapest(missing: Amounts, ranked: Sequence[Candidate], *, soft: bool) -> VictimSet | None:
     useful = [one for one in ranked if any(_frees(one, soft=soft).get(pool, 0) for pool in missing)]
     if len(useful) > ENUMERATED:
         enough = _enough_of(missing, useful, soft=soft)
-        useful = useful[: max(ENUMERATED, 0)] if enough <= ENUMERATED else useful[:enough]
+        useful = useful[:ENUMERATED] if enough <= ENUMERATED else useful[:enough]
     if len(useful) > ENUMERATED:  # even the cheapest dozen frees too little: take in order, then thin out
         return _thinned(missing, useful, soft=soft)
     best: tuple[tuple[float, float, int, float], VictimSet] | None = None
@@ -110,4 +119,5 @@ def _victim_set(chosen: Sequence[Candidate], *, soft: bool) -> VictimSet:
         ),
         at=max(one.at for one in chosen),
         cost=sum(one.cost for one in chosen),
+        in_use=sum(one.in_use for one in chosen),
     )

@@ -13,8 +13,11 @@ NOTHING: Amounts = {}
 
 
 def shortage(need: Amounts, available: Amounts) -> dict[PoolId, int]:
-    """What of ``need`` is missing from ``available``, pool by pool; empty when it fits."""
-    return {pool: size - available.get(pool, 0) for pool, size in need.items() if size > available.get(pool, 0)}
+    """What of ``need`` is missing from ``available``, pool by pool; empty when it fits.
+
+    Of a pool of which more is taken than there is, nothing can be had; who needs none of it is not short of it.
+    """
+    return {pool: size - available.get(pool, 0) for pool, size in need.items() if size > max(0, available.get(pool, 0))}
 
 
 def added(left: Amounts, right: Amounts) -> dict[PoolId, int]:
@@ -30,6 +33,11 @@ def greater(left: Amounts, right: Amounts) -> Amounts:
     if not right:
         return left
     return {pool: max(left.get(pool, 0), right.get(pool, 0)) for pool in {**left, **right}}
+
+
+def claimed_from(available: Amounts, claim: Amounts) -> dict[PoolId, int]:
+    """What is left for others after a claim. It makes good what is taken beyond the pools that it names."""
+    return {pool: max(0, size - claim[pool]) if pool in claim else size for pool, size in available.items()}
 
 
 def reduced(left: Amounts, right: Amounts) -> dict[PoolId, int]:

@@ -19,7 +19,7 @@ class Policy:
     beta: float = 3.0
     """Least residence of a busy endpoint, in K: keeps at least 2*beta/(2*beta+1) of the time free of swaps."""
 
-    kappa: float = 1.5
+    kappa: float = 1.75
     """Waiting that ends a hold of an idle endpoint for a client that may return, in K: the dial between many swaps
     and long waits."""
 
@@ -44,6 +44,9 @@ class Policy:
     busy_probe_every_s: float = 2 * SECONDS
     """How often a drained backend that says it is busy is asked again. Asked more than about once a second, llama.cpp
     does not notice that a client hung up and goes on generating (seen with xllamacpp 2026.10.11549)."""
+
+    idle_believed_s: float = 10 * SECONDS
+    """How long the backend's own word "idle" is believed: others than we may give it work."""
 
     busy_limit_s: float = 60 * MINUTES
     """How long the backend's own word "busy" can delay a swap once none of our requests runs on it. Longer than any
@@ -79,8 +82,10 @@ class Policy:
     """All starts on one memory pool follow one another; otherwise only those that must (``Instance.loads_alone``)."""
 
 
-DIALS = {"fair": 0.5, "balanced": 1.5, "throughput": 3.0}
-"""``kappa`` by the name of the dial (scheduling.md section 3)."""
+DIALS = {"fair": 0.5, "balanced": 1.75, "throughput": 3.0}
+"""``kappa`` by the name of the dial. Of two clients that ask again at once the idle one waits ``kappa`` round trips per
+turn, half a round trip of it while the other's model loads: a share of ``(kappa - 0.5) / kappa`` of the time is serving.
+``balanced`` is the least that serves for 70 % of it."""
 
 
 def weight_of(priority: int, policy: Policy) -> float:

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from juggler.ids import InstanceId, RequestId
 from juggler.scheduler.events import Kind
 
+STALE_KEPT = 64
+"""A heap is made anew when it has this many entries more than twice the requests that wait."""
+
 
 @dataclass(slots=True)
 class Waiting:
@@ -95,6 +98,8 @@ class RequestQueue:
         if self._index:
             self._weight -= waiting.weight
             self._weighted_arrivals -= waiting.weight * waiting.arrived_at
+            if len(self._due) > 2 * len(self._index) + STALE_KEPT:
+                self._forget_the_gone()
         else:  # floating-point dust must not survive an empty queue
             self._weight = self._weighted_arrivals = 0.0
             self._due.clear()
@@ -154,6 +159,13 @@ class RequestQueue:
     def pop_all(self) -> list[Waiting]:
         """Empty the queue; returns what was in it."""
         return [self.remove(request) for request in list(self._index)]
+
+    def _forget_the_gone(self) -> None:
+        """Behind one that waits long thousands may come and go, and their entries would never come to the top."""
+        self._due = [(one.due_at, one.id) for one in self._index.values()]
+        self._timeouts = [(one.timeout_at, one.id) for one in self._index.values()]
+        heapq.heapify(self._due)
+        heapq.heapify(self._timeouts)
 
     def _earliest(self, heap: list[tuple[float, RequestId]]) -> Waiting | None:
         while heap:

@@ -22,6 +22,9 @@ STORY_LENGTH = 200
 
 DECISIONS_KEPT = 256
 
+HOLDS_NOTHING_LONG = GONE | {Residency.ATTACHING, Residency.STOPPING}
+"""Holds no memory, or not for long."""
+
 CLIENTS_KEPT = 4096
 """Clients whose return is awaited somewhere; the longest unseen is forgotten."""
 
@@ -116,6 +119,7 @@ class Instance:
         "probed_at",
         "queue",
         "read_ahead",
+        "read_whole",
         "ready_at",
         "residency",
         "residue",
@@ -193,7 +197,9 @@ class Instance:
         """Share of its files in the page cache, as seen last."""
         self.cached_at_start: float | None = None
         self.read_ahead = False
-        """Its files were asked to be read since it was loaded last."""
+        """Its files were asked to be read, and their share in the page cache has not changed since."""
+        self.read_whole = False
+        """A reading ahead was carried through since it was loaded last."""
         self.out_of_memory = 0
         """Starts in a row that ran out of memory."""
         self.unwanted_since: float | None = None
@@ -225,6 +231,13 @@ class Instance:
         return self.soft_unload or not self.attached
 
     @property
+    def works_by_its_own_word(self) -> bool:
+        """The backend said last that it works although none of our requests runs; that holds while it is asked anew."""
+        if self.probe is Probe.ASKED:
+            return self.idle_since is not None and self.busy_seen_at > self.idle_since
+        return self.probe is Probe.BUSY
+
+    @property
     def footprint(self) -> Amounts:
         """Bytes held per pool while loaded."""
         return self.full if self.yields else self.kept
@@ -233,9 +246,16 @@ class Instance:
         """What a load would add to what is held now."""
         return reduced(self.full, self.residue) if self.residency is Residency.UNLOADED else self.full
 
+    def stays(self) -> Amounts:
+        """What it goes on holding, whoever wants it: nothing, unless it is pinned or somebody else's."""
+        if self.residency in HOLDS_NOTHING_LONG or not (self.spec.pinned or self.attached):
+            return NOTHING
+        asleep = self.residency in (Residency.UNLOADING, Residency.UNLOADED)
+        return self.residue if self.yields and (asleep or not self.spec.pinned) else self.footprint
+
     def ways_to_load(self) -> tuple[Amounts, ...]:
         """The placements that a load can choose from."""
-        return self.placements if self.residency in GONE else (self.full,)
+        return (self.full,) if self.residency is Residency.UNLOADED else self.placements
 
     def freed_by(self, mode: Mode) -> Amounts:
         """What giving way in this mode would free."""
@@ -427,6 +447,14 @@ class SchedulerState:
             return reduced(held, instance.residue)
         return NOTHING
 
+    def lasting(self, besides: Instance | None = None) -> Amounts:
+        """What can be had of the pools at all, however long one waits."""
+        left = self.ledger.capacity
+        for other in self.instances.values():
+            if other is not besides and (stays := other.stays()):
+                left = reduced(left, stays)
+        return left
+
     def claimed(self) -> dict[InstanceId, Amounts]:
         """Free memory that plans under way count on: the target's need, less what its victims still hold."""
         claims: dict[InstanceId, Amounts] = {}
@@ -434,7 +462,7 @@ class SchedulerState:
             target = self.instances[plan.target]
             if target.residency not in LOADABLE:
                 continue
-            claim = dict(target.need())
+            claim = {pool: size for pool, size in target.need().items() if size}
             for victim_id, _ in plan.victims:
                 claim = reduced(claim, self.on_its_way(self.instances[victim_id]))
             claims[plan.target] = claim

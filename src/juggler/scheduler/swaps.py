@@ -8,15 +8,16 @@ drained. Whatever a blocked instance waits for, less urgent ones do not get in t
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from juggler.errors import JugglerError
 from juggler.ids import InstanceId, PoolId
 from juggler.scheduler.admission import does_not_fit
 from juggler.scheduler.attach import holders, reject_for
 from juggler.scheduler.commands import Considered, MeasurePools, Mode, ReadAhead, Reject
 from juggler.scheduler.eviction import Candidate, VictimSet, cheapest
 from juggler.scheduler.foreign import blamed_on_others, reject_for_foreign_users
-from juggler.scheduler.ledger import Amounts, reduced, shortage
+from juggler.scheduler.ledger import Amounts, claimed_from, reduced, shortage
 from juggler.scheduler.queue import Gate
-from juggler.scheduler.state import Instance, Plan
+from juggler.scheduler.state import Instance, Plan, Probe
 from juggler.scheduler.transitions import GONE, LEAVING, LOADABLE, LOADING, Residency
 from juggler.scheduler.value import Valuation, work_s
 
@@ -55,6 +56,7 @@ class SwapPlanner:
         """What can be had of the pools at all: beside those that are pinned or cannot free anything."""
         self._residents: list[Instance] = []
         self._reserved: set[InstanceId] = set()
+        """Whom nobody else can have: victims of plans and of the more urgent, and the more urgent themselves."""
         self._reading = False
 
     def run(self) -> None:
@@ -70,31 +72,36 @@ class SwapPlanner:
             blocked.sort(key=self._urgency)
         self._value = Valuation(state, self.now, sum(one.queue.weight() for one in blocked))
         self._reserved = {victim for plan in state.plans.values() for victim, _ in plan.victims}
-        self._available = reduced(state.ledger.free(), {})
+        self._available = state.ledger.free()
         for claim in state.claimed().values():
             self._claim(claim)
-        self._lasting = state.ledger.capacity
-        for one in self._residents:
-            if one.spec.pinned or not one.yields:
-                self._lasting = reduced(self._lasting, one.footprint)
+        self._lasting = state.lasting()
+        self._ask_the_busy()
         for wanting in blocked:
             self._plan_for(wanting)
 
     def _claim(self, amounts: Amounts) -> None:
         """Keep free memory from whoever is less urgent."""
-        self._available = reduced(self._available, amounts)
+        self._available = claimed_from(self._available, amounts)
+
+    def _ask_the_busy(self) -> None:
+        """Keep asking those that work by their own word: they may be the better victims once they do not."""
+        for one in self._residents:
+            if one.probe is Probe.BUSY and one.unused and self._value.excluded(one) is None:
+                self._pass.says_idle(one, one.idle_since if one.idle_since is not None else one.ready_at)
 
     def _plan_for(self, wanting: Instance) -> None:
+        self._reserved.add(wanting.id)
         ways = [(way, self._need(wanting, way)) for way in wanting.ways_to_load()]
         fitting = [way for way, need in ways if not shortage(need, self._available)]
         if fitting:
             available = self._available
             wanting.full = min(fitting, key=lambda way: sum(available.get(pool, 0) for pool in way))  # the best fit
             self._make_plan(wanting, (), (), {})
-            self._claim(wanting.need())
+            self._claim(self._need(wanting, wanting.full))
             return
         self._read_ahead(wanting)
-        others = [one for one in self._residents if one is not wanting and one.id not in self._reserved]
+        others = [one for one in self._residents if one.id not in self._reserved]
         if not others and not self.state.ledger.foreign:
             self._stand_in_line(wanting, ways[0][1])
             return
@@ -102,6 +109,9 @@ class SwapPlanner:
         way = min((self._assess(way, need, others, candidates) for way, need in ways), key=_rank)
         if self._foreign_memory_is_in_question(way.missing):
             self._claim(way.need)
+            going = [victim for victim, _ in way.choice.victims] if way.choice is not None else []
+            self._reserved.update(going)
+            self._pass.keep_shut.update(going)
             return
         self._reserved.update(gone for gone, _ in way.leaving)
         if not way.missing:
@@ -120,7 +130,8 @@ class SwapPlanner:
             self._take(wanting, way, way.choice.victims)
 
     def _need(self, wanting: Instance, way: Amounts) -> Amounts:
-        return reduced(way, wanting.residue) if wanting.residency is Residency.UNLOADED else way
+        need = reduced(way, wanting.residue) if wanting.residency is Residency.UNLOADED else way
+        return {pool: size for pool, size in need.items() if size}
 
     def _assess(self, way: Amounts, need: Amounts, others: Sequence[Instance], candidates: Sequence[Candidate]) -> _Way:
         leaving, missing = self._leaving_anyway(others, shortage(need, self._available))
@@ -139,17 +150,25 @@ class SwapPlanner:
 
     def _stand_in_line(self, wanting: Instance, need: Amounts) -> None:
         """Wait for those who are more urgent; an overdue one keeps what is free from those who are less."""
-        if all(shortage(way, self._lasting) for way in wanting.placements):
+        if all(shortage(way, self._lasting) for way in wanting.ways_to_load()):
             error = does_not_fit(self.state, wanting)
             if error is not None:  # it was let in before its footprint grew, or before somebody was pinned beside it
-                for waiting in wanting.queue.pop_all():
-                    del self.state.requests[waiting.id]
-                    self._pass.out.append(Reject(waiting.id, error))
+                self._give_up(wanting, error)
                 return
         if self._overdue(wanting):
             self._claim(need)
         else:
             self._pass.note(wanting.queue.earliest_due())
+
+    def _give_up(self, wanting: Instance, error: JugglerError) -> None:
+        """It can never be loaded where it is. What sleeps is stopped, to be started elsewhere; else all are refused."""
+        left = self.state.lasting(besides=wanting)
+        if not wanting.attached and any(not shortage(way, left) for way in wanting.placements):
+            self._pass.send_away([(wanting, Mode.STOP)], target=wanting, cause="request")
+            return
+        for waiting in wanting.queue.pop_all():
+            del self.state.requests[waiting.id]
+            self._pass.out.append(Reject(waiting.id, error))
 
     def _foreign_memory_is_in_question(self, missing: Amounts) -> bool:
         """Whether the shortage is others' doing as far as was known a while ago: then it is measured first."""
@@ -251,8 +270,7 @@ class SwapPlanner:
             if excluded is not None:
                 looked_at.append(Considered(other.id, None, 0.0, excluded))
             else:
-                verdict = self._value.may_take(other, wanting)
-                cost = self._value.cost(other) if other.up else 0.0
+                verdict, cost = self._value.may_take(other, wanting), self._value.cost(other)
                 looked_at.append(Considered(other.id, max(0.0, verdict.at - self.now), cost, verdict.why))
         return tuple(looked_at)
 
@@ -266,12 +284,15 @@ class SwapPlanner:
             self._pass.out.append(ReadAhead(wanting.id))
 
     def _read_ahead_at_leisure(self) -> None:
-        """Nobody is blocked: the likeliest to be asked for next, by rate and size."""
+        """Nobody is blocked: the likeliest to be asked for next, by its rate and what is to be read.
+
+        Each once after it was loaded: where the page cache is too small for all, they would push out one another.
+        """
         best: Instance | None = None
         best_value = 0.0
         for one in self.state.instances.values():
-            if one.cached is not None and one.estimates.arrivals and self._may_read(one):
-                value = one.estimates.rate(self.now) * sum(one.full.values())
+            if one.cached is not None and one.estimates.arrivals and not one.read_whole and self._may_read(one):
+                value = one.estimates.rate(self.now) * sum(one.full.values()) * (1.0 - one.cached)
                 if value > best_value:
                     best, best_value = one, value
         if best is not None:

@@ -16,7 +16,11 @@ from juggler.scheduler.thinktimes import Stakes, best_hold_s
 from juggler.scheduler.transitions import LOADING, UP, Residency
 
 IN_USE_COST = 1e6
-"""Beyond anything that idle residents can cost together: they go first."""
+"""Beyond anything that idle residents can cost together: they go first. One whose gate is shut counts half: it is
+waited for to the end, or two busy ones would take turns as the cheaper one, and neither would ever drain."""
+
+LOOK_AGAIN_S = 1.0
+"""One that still loads is not sent away while somebody waits for it, however long it takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +46,21 @@ class Valuation:
 
     def candidate(self, other: Instance, wanting: Instance) -> Candidate | None:
         """A resident as a victim; None if it can be none."""
-        if self.excluded(other) is not None:
+        if self.excluded(other) is not None and not self._soon_in_use(other, wanting):
             return None
-        if other.residency in UP:
-            soft = other.freed_by(Mode.UNLOAD) if other.soft_unload else None
-            at, cost = self.may_take(other, wanting).at, self.cost(other)
-        else:
-            soft, at, cost = None, self.now, 0.0
-        return Candidate(other.id, at, cost, other.last_used, soft, other.freed_by(Mode.STOP))
+        soft = other.freed_by(Mode.UNLOAD) if other.soft_unload and other.up else None
+        at, cost = self.may_take(other, wanting).at, self.cost(other)
+        in_use = cost >= IN_USE_COST
+        if in_use and other.gate is not None:
+            cost = IN_USE_COST / 2
+        return Candidate(other.id, at, cost, other.last_used, soft, other.freed_by(Mode.STOP), in_use)
+
+    def _soon_in_use(self, other: Instance, wanting: Instance) -> bool:
+        """Whether one that loads for somebody is waited for: by who is overdue, lest it be passed by time and again."""
+        due = wanting.queue.earliest_due()
+        if due is None or due > self.now or other.spec.pinned or other.order is not None or other.attached:
+            return False
+        return other.residency in LOADING and len(other.queue) > 0
 
     def excluded(self, other: Instance) -> str | None:
         """Why a resident cannot be had for anybody; None if it can."""
@@ -65,14 +76,20 @@ class Valuation:
             return None
         if other.attached:
             return f"attached and {other.residency.value}"
-        if other.residency in LOADING or other.residency is Residency.UNLOADED:
+        if other.id in self.state.plans:
+            return "it is loaded next"
+        if other.residency is Residency.UNLOADED:
+            return None  # also with a queue of its own, or what needs the whole of a pool would never fit
+        if other.residency in LOADING:
             return None if not len(other.queue) else f"{other.residency.value}, and requests wait for it"
         return str(other.residency.value)
 
     def cost(self, victim: Instance) -> float:
         """What taking it costs, in the weighted seconds of those who will want it back."""
+        if not victim.up:
+            return IN_USE_COST + victim.estimates.load_s(victim.cached) if len(victim.queue) else 0.0
         reload_s = victim.reload_s()
-        if victim.unused:
+        if victim.unused and not victim.works_by_its_own_word:
             return reload_s * victim.estimates.rate(self.now)
         drain_s = victim.estimates.service.value
         return IN_USE_COST + reload_s * (1 + len(victim.queue) + len(victim.running)) + drain_s
@@ -84,21 +101,29 @@ class Valuation:
 
     def may_take(self, victim: Instance, wanting: Instance) -> Verdict:
         """Earliest time at which the victim's gate may be shut for ``wanting``."""
+        if victim.residency in LOADING and len(victim.queue):
+            ready_at = max(self.now, victim.order_given_at + victim.load_s())
+            residence_s = max(self.policy.beta * self.round_trip_s(victim, wanting), LOOK_AGAIN_S)
+            return Verdict(ready_at + residence_s, f"{victim.residency.value}, and requests wait for it")
         if victim.residency not in UP:
             return Verdict(self.now, victim.residency.value)
         if victim.gate is not None:
             return Verdict(self.now, "idle" if victim.unused else "it finishes what it has begun")
         round_trip = self.round_trip_s(victim, wanting)
         due = wanting.queue.earliest_due()
+        if victim.unused and victim.works_by_its_own_word:
+            return Verdict(self.now, "at work, as the backend itself says")
         if victim.unused:
             hold_s = self._hold_s(victim, wanting, round_trip, due)
             return Verdict(self.now + hold_s, "held for a client that is likely to return" if hold_s else "idle")
         floor = victim.ready_at + self.policy.beta * round_trip
         bought = self._bought(victim, wanting, round_trip)
         wanted = min(bought, math.inf if due is None else due)
+        if max(floor, wanted) <= self.now:
+            return Verdict(self.now, "in use")  # not when it might have been had: whoever is idle now goes first
         if floor >= wanted:
-            return Verdict(floor, "in use, within its minimum residence" if floor > self.now else "in use")
-        return Verdict(wanted, "in use, until the waiting request is due" if wanted > self.now else "in use")
+            return Verdict(floor, "in use, within its minimum residence")
+        return Verdict(wanted, "in use, until the waiting request is due")
 
     def _hold_s(self, victim: Instance, wanting: Instance, round_trip: float, due: float | None) -> float:
         """How long an idle victim is kept because a client is likely to come straight back; 0: not at all."""
