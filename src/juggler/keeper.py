@@ -74,15 +74,21 @@ class _Known:
     backend: Backend
     config: ResolvedInstance
     key: str = ""
+    """Of what is remembered of it; empty: its files could not be looked at in time, and nothing is remembered."""
     files: tuple[str, ...] = ()
     origin: Origin = Origin.UNKNOWN
-    declared: bool = False
     estimate: MemoryEstimate | None = None
     learner: FootprintLearner | None = None
     generation: int = 0
     """Whose samples the learner has."""
     warned: bool = False
     """It was said that it holds more than was declared."""
+
+    @property
+    def shown(self) -> bool:
+        """Whether what was seen is what it needs: not so before the first request of one that loads with it."""
+        lazy = self.backend.capabilities.reload == "lazy"
+        return self.learner is not None and (self.learner.worked or not lazy)
 
 
 class MemoryKeeper:
@@ -124,6 +130,10 @@ class MemoryKeeper:
         self._reading: dict[InstanceId, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._woken = asyncio.Event()
+        self._load_begins = asyncio.Event()
+        """Cuts a pause between two samples short; a forwarded request does not."""
+        self._blind = False
+        """It was said that a sample failed."""
         self._saved_at = clock.monotonic()
 
     # -- at the start ------------------------------------------------------------------------------------------
@@ -139,6 +149,10 @@ class MemoryKeeper:
             _log.warning("not all of the machine and the models could be looked at within %.0f s", OPEN_LIMIT_S)
         for trouble in self._machine.troubles:
             _log.warning("%s", trouble)
+        for name, known in self._known.items():
+            remembered = self._remembered(known)
+            if remembered is not None:
+                self._state.instances[name].estimates.restore(remembered.times)
         capacity = self._capacity()
         if capacity is None:
             return  # one exclusive pool, as the scheduler was made
@@ -177,9 +191,7 @@ class MemoryKeeper:
 
     def _expect(self, name: InstanceId) -> None:
         known = self._known[name]
-        remembered = self._store.get(known.key)
-        if remembered is not None:
-            self._state.instances[name].estimates.restore(remembered.times)
+        remembered = self._remembered(known)
         record = remembered.footprint if remembered is not None else None
         expected = choose(
             Pools(dict(self._state.ledger.capacity), known.config.pool),
@@ -196,10 +208,13 @@ class MemoryKeeper:
         self._post(events.FootprintExpected(now, name, expected.placements, expected.unloaded, whole, sure))
 
     def environment(self, placed: Amounts) -> Mapping[str, str]:
-        """What makes a program use the GPU it was placed on, where there are several; else nothing."""
+        """What makes a program use the GPUs it was placed on, where there are more; else nothing."""
         gpus = [one for one in self._machine.pools if one.pool != RAM]
-        chosen = [one for one in gpus if placed.get(one.pool, 0)]
-        return chosen[0].placement if len(gpus) > 1 and len(chosen) == 1 else {}
+        chosen = [one.placement for one in gpus if placed.get(one.pool, 0)]
+        if not chosen or len(chosen) == len(gpus) or any(set(one) != set(chosen[0]) for one in chosen):
+            return {}
+        # Each variable holds a list of GPUs, or what is the same for all of them.
+        return {name: ",".join(dict.fromkeys(one[name] for one in chosen)) for name in chosen[0]}
 
     def origin(self, name: InstanceId) -> Origin:
         """Where the footprint of an instance is known from."""
@@ -219,7 +234,7 @@ class MemoryKeeper:
             use = await self._launcher.measure()
             short = self._short(self._state.instances[name], needed, use)
             if not short:
-                return None
+                break
             now = self._clock.monotonic()
             # Main memory is given back by the time a process has ended; drivers take their time.
             if set(short) == {RAM} or now >= self._left_at + SETTLE_S:
@@ -227,9 +242,11 @@ class MemoryKeeper:
                 short = self._short(self._state.instances[name], needed, use)
                 if self._state.instances[name].whole:
                     self._tell_foreign(use, loading=name)
-                    return None  # it takes what there is
+                    break  # it takes what there is
                 return events.StartDeferred(now, name, generation, short, self._users(use))
             await asyncio.sleep(LOOK_EVERY_S)
+        self._load_begins.set()
+        return None
 
     def _correct_from(self, use: Mapping[PoolId, PoolUse]) -> None:
         """What instances of ours hold beyond the ledger is theirs, and can be had back from them; not a stranger's."""
@@ -263,18 +280,29 @@ class MemoryKeeper:
             slack = max(256 * MIB, size * 3 // 100)
             if instance.whole:
                 slack = max(GIB, size // 10)
-            if use[pool].free_bytes >= size - slack:
+            free = use[pool].free_bytes - self._to_come(pool, use[pool], instance.id)
+            if free >= size - slack:
                 continue
             ours = ledger.used(pool) - held.get(pool, 0)
             expected = ledger.capacity[pool] - ours
-            foreign[pool] = max(0, expected - use[pool].free_bytes)
+            foreign[pool] = max(0, expected - free)
         return foreign
+
+    def _to_come(self, pool: PoolId, use: PoolUse, but: InstanceId | None) -> int:
+        """What others that load have yet to take of what is free now; as far as it is told who holds what."""
+        if use.launches is None:
+            return 0
+        return sum(
+            max(0, self._state.ledger.held(name).get(pool, 0) - use.launches.get(f"{name}#{instance.generation}", 0))
+            for name, instance in self._state.instances.items()
+            if name != but and instance.residency in LOADING and not instance.attached
+        )
 
     async def unload_failure(self, name: InstanceId) -> str | None:
         """Why an unload that the backend calls done has not freed its memory; None: it has, or nobody can tell."""
         self._left_at = self._clock.monotonic()
         learner = self._known[name].learner
-        before = learner.steady() if learner is not None else {}
+        before = learner.loaded() if learner is not None else {}
         if not before or self._launch(name) is None:
             return None
         instance = self._state.instances[name]
@@ -302,19 +330,32 @@ class MemoryKeeper:
             known.learner = None
 
     async def measure_pools(self) -> None:
-        """Answer ``MeasurePools``."""
-        self._tell_foreign(await self._launcher.measure())
+        """Answer ``MeasurePools``; what an instance of ours has just given back is waited for, as before a load."""
+        use = await self._launcher.measure()
+        while any(self._foreign(use).values()) and self._clock.monotonic() < self._left_at + SETTLE_S:
+            await asyncio.sleep(LOOK_EVERY_S)
+            use = await self._launcher.measure()
+        self._tell_foreign(use)
 
     def _tell_foreign(self, use: Mapping[PoolId, PoolUse], loading: InstanceId | None = None) -> None:
+        foreign = self._foreign(use, loading)
+        self._post(events.PoolsMeasured(self._clock.monotonic(), foreign, self._users(use)))
+
+    def _foreign(self, use: Mapping[PoolId, PoolUse], loading: InstanceId | None = None) -> dict[PoolId, int]:
         """What is taken and no instance holds; one that is ``loading`` has the memory to come, not that."""
         ledger = self._state.ledger
         promised = ledger.held(loading) if loading is not None else {}
-        foreign = {
-            pool: max(0, ledger.capacity[pool] - ledger.used(pool) + promised.get(pool, 0) - one.free_bytes)
+        return {
+            pool: max(
+                0,
+                ledger.capacity[pool]
+                - ledger.used(pool)
+                + promised.get(pool, 0)
+                - (one.free_bytes - self._to_come(pool, one, loading)),
+            )
             for pool, one in use.items()
             if pool in ledger.capacity
         }
-        self._post(events.PoolsMeasured(self._clock.monotonic(), foreign, self._users(use)))
 
     def _users(self, use: Mapping[PoolId, PoolUse]) -> dict[PoolId, str]:
         return {
@@ -331,21 +372,33 @@ class MemoryKeeper:
             self._woken.set()
 
     async def run(self) -> None:
-        """Sample what loads and runs, until cancelled; then end what is under way and save."""
+        """Sample what loads and runs, until cancelled; then end what is under way."""
         try:
             while True:
+                self._woken.clear()  # before the look: what begins from here on is not missed
+                self._load_begins.clear()
                 pause_s = self._pause_s()
                 if pause_s is None:
                     await self._save_when_due()
-                    self._woken.clear()
                     await self._woken.wait()
                     continue
-                await self._sample()
+                try:
+                    await self._sample()
+                except Exception:
+                    self._say_blind()
                 await self._save_when_due()
-                await asyncio.sleep(pause_s)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(pause_s):
+                        await self._load_begins.wait()
         finally:
             for task in self._tasks:
                 task.cancel()
+
+    def _say_blind(self) -> None:
+        """A mistake in here costs the sample, not the program that serves."""
+        if not self._blind:
+            self._blind = True
+            _log.exception("what instances hold could not be looked at")
 
     def _pause_s(self) -> float | None:
         """Seconds between two samples now; None: there is nothing to see."""
@@ -387,6 +440,8 @@ class MemoryKeeper:
     def _correct(self, name: InstanceId, instance: Instance, known: _Known) -> None:
         """Bring the ledger in line with what an instance was seen to hold."""
         assert known.learner is not None
+        if not known.shown:
+            return
         record = known.learner.record()
         need = record.need()
         gpus = [pool for pool in self._state.ledger.capacity if pool != RAM]
@@ -433,11 +488,16 @@ class MemoryKeeper:
 
     # -- what is remembered ------------------------------------------------------------------------------------
 
+    def _remembered(self, known: _Known) -> Learned | None:
+        return self._store.get(known.key) if known.key else None
+
     def _remember(self, name: InstanceId, *, ended: bool) -> None:
         known, instance = self._known[name], self._state.instances[name]
-        remembered = self._store.get(known.key)
+        if not known.key:
+            return
+        remembered = self._remembered(known)
         footprint = remembered.footprint if remembered is not None else None
-        if ended and known.learner is not None:
+        if ended and known.learner is not None and known.shown:
             footprint = known.learner.record(footprint)
         times = instance.estimates.exported()
         if times or footprint is not None:
@@ -468,10 +528,10 @@ class MemoryKeeper:
             seen = await self._launcher.cached(files)
             size = sum(one.size_bytes for one in seen)
             share = share_of(seen) or 0.0
-            if share < ENOUGH_SHARE and await self._launcher.prefetch([one.path for one in seen], 1 << 62):
-                seen = await self._launcher.cached(files)
-                told = share_of(seen)
-                share = told if told is not None else 1.0
+            if share < ENOUGH_SHARE:
+                read = await self._launcher.prefetch([one.path for one in seen], 1 << 62)
+                told = share_of(await self._launcher.cached(files)) if read else share
+                share = told if told is not None else min(1.0, read / max(size, 1))
         except OSError as error:
             _log.info("the files of %s could not be read ahead: %s", name, error)
         finally:

@@ -1,6 +1,7 @@
 """The keeper, the engine and the scheduler together on a pretend GPU, in virtual time."""
 
 import asyncio
+import dataclasses
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from juggler.backends.base import BackendSettings
+from juggler.backends.base import BackendSettings, Capabilities
 from juggler.config.resolve import ResolvedInstance
 from juggler.engine import EndpointPolicy, Engine
 from juggler.errors import JugglerError, MemoryHeld
@@ -41,6 +42,11 @@ class Modelled(FakeBackend):
 
     files: tuple[Path, ...] = ()
     estimate: MemoryEstimate | None = None
+    lazy = False
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return dataclasses.replace(super().capabilities, reload="lazy" if self.lazy else "explicit")
 
     def model_files(self) -> tuple[Path, ...]:
         return self.files
@@ -474,6 +480,242 @@ def test_a_damaged_file_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert "learned.json.damaged" in caplog.text
     assert (tmp_path / "learned.json.damaged").exists()
     assert (tmp_path / "learned.json").exists()
+
+
+@virtually
+async def test_times_are_learned_where_no_memory_can_be_seen(tmp_path: Path) -> None:
+    for _ in range(2):
+        async with machine(tmp_path, instance("a"), sizes={"a": 0}, found=MachineMemory((), ())) as it:
+            known = it.engine.scheduler.state.instances[InstanceId("a")].load_s()
+            slow(it, "a")
+            await it.load("a")
+    assert 0.9 < known < 2.0
+
+
+def test_what_could_not_be_looked_at_in_time_shares_no_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A dead disk: what is learned of the one instance is not believed of the other, whose files were not seen."""
+
+    async def hangs(*_: Any) -> None:
+        await asyncio.sleep(3600)
+
+    async def run() -> None:
+        monkeypatch.setattr(MemoryKeeper, "_look_at_files", hangs)
+        sizes = {"a": 3 * GIB, "b": 20 * GIB}
+        async with machine(tmp_path, instance("a"), sizes=sizes) as it:
+            await it.load("a")
+            await asyncio.sleep(15)
+            await it.unload("a", OrderKind.STOP)
+        async with machine(tmp_path, instance("b"), sizes=sizes) as it:
+            assert it.keeper.origin(InstanceId("b")) is Origin.UNKNOWN
+
+    with caplog.at_level(logging.WARNING):
+        run_virtual(run())
+    assert caplog.text.count("not all of the machine and the models could be looked at within 10 s") == 2
+
+
+@virtually
+async def test_a_load_that_begins_while_something_is_saved_is_watched(tmp_path: Path) -> None:
+    """1. Nothing happens, and the keeper saves. 2. A load begins. 3. The save ends: the keeper must not fall asleep."""
+    async with machine(tmp_path, instance("a", GIB), sizes={"a": GIB}) as it:
+        saving, saved = asyncio.Event(), asyncio.Event()
+
+        async def slow_save() -> None:
+            saving.set()
+            await saved.wait()
+
+        it.keeper._save_when_due = slow_save  # type: ignore[method-assign]
+        it.keeper.wake()
+        await saving.wait()
+        slow(it, "a")
+        loading = asyncio.create_task(it.load("a"))
+        await asyncio.sleep(0.5)
+        measured = it.launcher.measured
+        saved.set()
+        await asyncio.sleep(0.4)
+        assert it.launcher.measured > measured
+        await loading
+
+
+@virtually
+async def test_a_short_load_is_watched_beside_one_that_runs(tmp_path: Path) -> None:
+    """Samples of what runs are 5 s apart: a load of 2 s would come and go between two of them."""
+    both = (instance("a", 4 * GIB), instance("b"))
+
+    def estimate(_: Gpu, backends: dict[str, Modelled]) -> None:
+        backends["b"].estimate = MemoryEstimate(gpu_bytes=5 * GIB)
+        backends["b"].ready_after(2.0)
+
+    async with machine(tmp_path, *both, sizes={"a": 4 * GIB, "b": 9 * GIB}, prepare=estimate) as it:
+        request, _ = await it.engine._ask(EndpointId("a"), *busy())
+        await asyncio.sleep(60.5)
+        loading = asyncio.create_task(it.load("b"))
+        await asyncio.sleep(1.5)
+        it.gpu.sizes["b"] = 3 * GIB
+        await loading
+        learner = it.keeper._known[InstanceId("b")].learner
+        assert learner is not None
+        assert learner._peak_load == {GPU0: 9 * GIB}
+        it.engine.ended(request)
+
+
+@virtually
+async def test_a_mistake_while_sampling_ends_nothing(tmp_path: Path) -> None:
+    """Said once; the next sample is taken as if nothing had been."""
+    async with machine(tmp_path, instance("a"), sizes={"a": 5 * GIB}) as it:
+        real, left = it.launcher.use, [3]
+
+        def broken() -> Mapping[PoolId, PoolUse]:
+            if left[0] and it.residency("a") is Residency.READY:
+                left[0] -= 1
+                raise ZeroDivisionError
+            assert real is not None
+            return real()
+
+        it.launcher.use = broken
+        await it.load("a")
+        await asyncio.sleep(20)
+        assert left == [0]
+        assert it.keeper.origin(InstanceId("a")) is Origin.MEASURED
+
+
+@virtually
+async def test_main_memory_beside_a_gpu_keeps_nobody_out(tmp_path: Path) -> None:
+    """A footprint per pool names main memory as well, which is not shared out beside a GPU."""
+    one = instance("a")
+    one = dataclasses.replace(one, memory={GPU0: 8 * GIB, PoolId("ram"): 4 * GIB})
+    async with machine(tmp_path, one, sizes={"a": 8 * GIB}) as it:
+        await it.load("a")
+        assert it.full("a") == {GPU0: 8 * GIB}
+
+
+@virtually
+async def test_one_that_takes_everything_is_loaded_again_after_a_restart(tmp_path: Path) -> None:
+    """What it was seen to hold, and a margin, is more than is shared out: still it fits, for it did."""
+    for expected in (Origin.UNKNOWN, Origin.LEARNED):
+        async with machine(tmp_path, instance("a"), sizes={"a": int(23.3 * GIB)}) as it:
+            assert it.keeper.origin(InstanceId("a")) is expected
+            await it.load("a")
+            await asyncio.sleep(15)
+
+
+@virtually
+async def test_files_read_in_part_are_not_said_to_be_there(tmp_path: Path) -> None:
+    """Where the page cache cannot be looked at, what was read of them counts."""
+
+    def files(gpu: Gpu, backends: dict[str, Modelled]) -> None:
+        backends["a"].files = (Path("/models/a"),)
+        gpu.launcher.files["/models/a"] = (4 * 10**9, None)
+
+    async with machine(tmp_path, instance("a", GIB), sizes={"a": 0}, prepare=files) as it:
+
+        async def a_quarter(_: Any, limit_bytes: int) -> int:
+            return 10**9
+
+        it.launcher.prefetch = a_quarter  # type: ignore[assignment,method-assign]
+        it.keeper.read_ahead(InstanceId("a"))
+        await asyncio.sleep(1)
+        assert it.engine.scheduler.state.instances[InstanceId("a")].cached == 0.25
+
+
+@virtually
+async def test_what_another_load_has_yet_to_take_is_not_free(tmp_path: Path) -> None:
+    """1. A stranger takes 6 of 24. 2. a begins to load, and has taken nothing yet. 3. b would fit into what is free."""
+    both = (instance("a", 10 * GIB), instance("b", 10 * GIB))
+    async with machine(tmp_path, *both, sizes={"a": 0, "b": 0}) as it:
+        it.gpu.foreign["pid 4711 blender"] = 6 * GIB
+        slow(it, "a")
+        loading = asyncio.create_task(it.load("a"))
+        await asyncio.sleep(0.5)
+        other = asyncio.create_task(it.load("b"))
+        await asyncio.sleep(0.1)
+        assert [one.launch_id for one in it.launcher.handles] == ["a#1"], "8 GiB are left for b"
+        it.gpu.sizes["a"] = 10 * GIB
+        await loading
+        await other
+        assert it.residency("a") is not Residency.READY, "b came after it, not beside it"
+        assert it.engine.scheduler.state.ledger.foreign[GPU0] == pytest.approx(6 * GIB, abs=GIB)
+
+
+@virtually
+async def test_memory_on_its_way_back_is_no_strangers(tmp_path: Path) -> None:
+    """1. A stranger keeps b out, and ends. 2. a is stopped; the driver needs a while. 3. b is asked for at once."""
+    both = (instance("a", 10 * GIB), instance("b", 16 * GIB))
+    async with machine(tmp_path, *both, sizes={"a": 10 * GIB, "b": 16 * GIB}, returns_after_s=1.5) as it:
+        await it.load("a")
+        it.gpu.foreign["pid 4711 blender"] = 10 * GIB
+        with pytest.raises(MemoryHeld):
+            await it.load("b")
+        it.gpu.foreign.clear()
+        await asyncio.sleep(60)
+        await it.unload("a", OrderKind.STOP)
+        await it.load("b")
+        assert it.residency("b") is Residency.READY
+
+
+@virtually
+async def test_one_that_loads_with_its_first_request_is_not_known_before_it(tmp_path: Path) -> None:
+    """ComfyUI and its kin hold nothing while nobody has asked: what was seen then is no need."""
+
+    def lazy(_: Gpu, backends: dict[str, Modelled]) -> None:
+        backends["a"].lazy = True
+
+    both = (instance("a"), instance("b", 20 * GIB))
+    sizes = {"a": GIB // 2, "b": 20 * GIB}
+    async with machine(tmp_path, *both, sizes=sizes, prepare=lazy) as it:
+        await it.load("a")
+        await asyncio.sleep(30)
+        assert it.keeper.origin(InstanceId("a")) is Origin.UNKNOWN
+        await it.load("b")
+        assert it.residency("a") is not Residency.READY, "it will want more than the 3 GiB beside b"
+    sizes["a"] = 12 * GIB
+    async with machine(tmp_path, *both, sizes=sizes, prepare=lazy) as it:
+        assert it.keeper.origin(InstanceId("a")) is Origin.UNKNOWN, "nor was it remembered"
+        request, _ = await it.engine._ask(EndpointId("a"), *busy())
+        await asyncio.sleep(30)
+        it.engine.ended(request)
+        assert it.keeper.origin(InstanceId("a")) is Origin.MEASURED
+        assert it.full("a")[GPU0] > 12 * GIB
+
+
+@virtually
+async def test_an_unload_is_measured_by_what_was_loaded_with_a_request(tmp_path: Path) -> None:
+    """It holds little when it is ready, 12 GiB with its first request, and little again: that is an unload."""
+
+    def lazy(_: Gpu, backends: dict[str, Modelled]) -> None:
+        backends["a"].lazy = True
+
+    for left, how in ((700 * MIB, Residency.UNLOADED), (12 * GIB, Residency.STOPPED)):
+        async with machine(tmp_path, instance("a", 13 * GIB), sizes={"a": GIB // 2}, prepare=lazy, soft=True) as it:
+            await it.load("a")
+            await asyncio.sleep(15)
+            request, _ = await it.engine._ask(EndpointId("a"), *busy())
+            it.gpu.sizes["a"] = 12 * GIB
+            await asyncio.sleep(15)
+            it.engine.ended(request)
+            unloading = asyncio.create_task(it.unload("a"))
+            await asyncio.sleep(1.0)
+            it.gpu.sizes["a"] = left
+            await unloading
+            assert it.residency("a") is how
+
+
+@virtually
+async def test_some_of_several_gpus(tmp_path: Path) -> None:
+    """A program that is placed on two of three sees these two; on all of them it sees what there is."""
+    pools = tuple(
+        MemoryPool(
+            PoolId(f"gpu{one}"), "", TOTAL, "", {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": uuid}
+        )
+        for one, uuid in enumerate(("GPU-a", "GPU-b", "GPU-c"))
+    )
+    async with machine(tmp_path, instance("a", GIB), sizes={"a": 0}, found=MachineMemory(pools)) as it:
+        two = it.keeper.environment({GPU0: GIB, GPU1: 0, PoolId("gpu2"): GIB})
+        assert two == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "GPU-a,GPU-c"}
+        assert it.keeper.environment({GPU1: GIB})["CUDA_VISIBLE_DEVICES"] == "GPU-b"
+        assert it.keeper.environment(dict.fromkeys((GPU0, GPU1, PoolId("gpu2")), GIB)) == {}
+        assert it.keeper.environment({GPU1: 0}) == {}
 
 
 def test_shares_left_to_the_system() -> None:

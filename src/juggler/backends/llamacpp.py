@@ -6,6 +6,7 @@ slot is saved before it and restored after the next start (``kvcache``).
 
 import asyncio
 import logging
+import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -55,8 +56,14 @@ _ADDRESS_VARIABLES = frozenset(
 _MODEL_OPTIONS = frozenset({"-m", "--model"})
 _PROJECTOR_OPTIONS = frozenset({"-mm", "--mmproj"})
 _DRAFT_OPTIONS = frozenset({"-md", "--model-draft"})
-_PLACED_BY_HAND = frozenset({"-ot", "--override-tensor", "-ts", "--tensor-split", "--rpc"})
+_PLACED_BY_HAND = frozenset({"-ot", "--override-tensor", "-ts", "--tensor-split", "-mg", "--main-gpu", "--rpc"})
 """With them only the program itself knows what goes where."""
+_DEVICE_OPTIONS = frozenset({"-dev", "--device"})
+
+_PLACEMENT_VARIABLES = frozenset(
+    {"CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GGML_VK_VISIBLE_DEVICES", "NODEVICE_SELECT"}
+)
+"""With what a program is placed on one of several GPUs: with ``--device CUDA1`` it would not find its GPU there."""
 
 DEFAULT_SLOTS = 4
 """``--parallel -1``, the default, gives four slots with one KV buffer (backends.md 2.4)."""
@@ -148,10 +155,9 @@ class LlamaCppBackend(Backend):
         return existing(named)
 
     def memory_estimate(self) -> MemoryEstimate | None:
-        """None where the model is not a local file, or its tensors are placed one by one."""
-        parameters = self.settings.parameters
+        """None where the model is not a local file, or the operator says what goes where."""
         model = self._named(_MODEL_OPTIONS, "LLAMA_ARG_MODEL")
-        if not model or has_option(parameters, _PLACED_BY_HAND):
+        if not model or self._placed_by_hand:
             return None
         projector = self._named(_PROJECTOR_OPTIONS, "LLAMA_ARG_MMPROJ")
         draft = self._named(_DRAFT_OPTIONS, "LLAMA_ARG_MODEL_DRAFT")
@@ -162,10 +168,16 @@ class LlamaCppBackend(Backend):
             draft=draft[0] if draft else None,
         )
 
+    @property
+    def _placed_by_hand(self) -> bool:
+        """Whether the operator says which GPUs it uses, by their numbers or names among all of them."""
+        device = self._option(_DEVICE_OPTIONS, "LLAMA_ARG_DEVICE")
+        return device not in ("", "none") or has_option(self.settings.parameters, _PLACED_BY_HAND)
+
     def _memory_options(self) -> GgufOptions:
         parameters = self.settings.parameters
         layers = self._option({"-ngl", "--gpu-layers", "--n-gpu-layers"}, "LLAMA_ARG_N_GPU_LAYERS")
-        device = self._option({"-dev", "--device"}, "LLAMA_ARG_DEVICE")
+        device = self._option(_DEVICE_OPTIONS, "LLAMA_ARG_DEVICE")
         experts = self._option({"-ncmoe", "--n-cpu-moe"}, "LLAMA_ARG_N_CPU_MOE")
         cpu_experts = 10**6 if has_option(parameters, {"-cmoe", "--cpu-moe"}) else _whole(experts, 0)
         return GgufOptions(
@@ -196,6 +208,9 @@ class LlamaCppBackend(Backend):
 
     def plan(self, address: Address, environ: Mapping[str, str]) -> LaunchPlan:
         settings = self.settings
+        if self._placed_by_hand:
+            ours = {name: value for name, value in os.environ.items() if name in _PLACEMENT_VARIABLES}
+            environ = {**without_variables(environ, _PLACEMENT_VARIABLES), **ours}
         env = without_variables({**environ, **settings.env}, _ADDRESS_VARIABLES)
         binary = find_executable(
             settings.binary or "llama-server", endpoint=settings.endpoint_name, cwd=settings.cwd, path=env.get("PATH")

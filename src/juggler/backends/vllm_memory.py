@@ -2,7 +2,8 @@
 
 vLLM takes a share of each GPU whatever the model: the weights, and all the rest of the share for its KV cache
 (``--gpu-memory-utilization``; vLLM's documentation, "Engine arguments"). A quantity given in bytes
-(``--kv-cache-memory-bytes``) comes on top of weights whose size only vLLM knows: then nothing is estimated.
+(``--kv-cache-memory-bytes``) comes on top of weights whose size only vLLM knows: then nothing is estimated. Nor is it
+for a model spread over several GPUs, which takes its share of each of them at once.
 """
 
 import json
@@ -21,6 +22,14 @@ INDEX_NAME = "model.safetensors.index.json"
 INDEX_BYTES_MAX = 64 * MIB
 FILES_MAX = 1000
 
+_SPREADING = {
+    "tensor-parallel-size": "-tp",
+    "pipeline-parallel-size": "-pp",
+    "data-parallel-size": "-dp",
+    "prefill-context-parallel-size": "-pcp",
+}
+"""What multiplies the GPUs it takes (``vllm/engine/arg_utils.py``), with the short names."""
+
 
 def model_files(settings: BackendSettings) -> tuple[Path, ...]:
     """The weights of a local model; what lies on a hub is not known before it was fetched."""
@@ -37,6 +46,8 @@ def memory_estimate(settings: BackendSettings) -> MemoryEstimate | None:
     """The share of the GPU; None where it is not a share."""
     words = settings.parameters
     if _value(words, "kv-cache-memory-bytes") is not None or _value(words, "kv-cache-memory") is not None:
+        return None
+    if any((_value(words, name, short) or "1") != "1" for name, short in _SPREADING.items()):
         return None
     try:
         share = float(_value(words, "gpu-memory-utilization") or DEFAULT_GPU_SHARE)
@@ -83,12 +94,12 @@ def _is_name(name: object) -> bool:
     return isinstance(name, str) and bool(name) and "/" not in name and "\\" not in name and "\0" not in name
 
 
-def _value(words: Sequence[str], name: str) -> str | None:
-    """The value of the last ``--name value`` or ``--name=value``; underscores count as dashes."""
+def _value(words: Sequence[str], name: str, short: str = "") -> str | None:
+    """The value of the last ``--name value``, ``--name=value`` or ``-short value``; underscores count as dashes."""
     found = None
     for position, word in enumerate(words):
         option, equals, value = word.partition("=")
-        if not option.startswith("--") or option[2:].replace("_", "-") != name:
+        if option != short and (not option.startswith("--") or option[2:].replace("_", "-") != name):
             continue
         if equals:
             found = value

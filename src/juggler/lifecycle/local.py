@@ -45,6 +45,9 @@ ENDED_KEPT_MAX = 32
 LOOK_LIMIT_S = 5 * SECONDS
 """For a look at model files: microseconds each, unless their disk is gone."""
 
+PREFETCH_LIMIT_S = 3600 * SECONDS
+"""For reading ahead: minutes; whoever needs the disk cancels it."""
+
 log = logging.getLogger(__name__)
 
 
@@ -287,7 +290,11 @@ class LocalLauncher:
         stop = threading.Event()
         self._prefetches.add(stop)
         try:
-            return await asyncio.to_thread(read_ahead, tuple(files), min(limit_bytes, budget_bytes()), stop)
+            limit_bytes = min(limit_bytes, await in_thread(LOOK_LIMIT_S, budget_bytes))
+            # Not a thread of the loop's executor: one that a dead disk holds would keep the program from ending.
+            return await in_thread(PREFETCH_LIMIT_S, read_ahead, tuple(files), limit_bytes, stop)
+        except TimeoutError:
+            return 0
         finally:
             stop.set()
             self._prefetches.discard(stop)

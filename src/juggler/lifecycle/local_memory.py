@@ -12,7 +12,7 @@ from pathlib import Path
 from juggler.devices.local import LocalDevices
 from juggler.devices.reading import Device, PoolReading
 from juggler.ids import PoolId
-from juggler.lifecycle.guardian import descendants_of
+from juggler.lifecycle.guardian import Process, read_processes
 from juggler.lifecycle.launcher import MachineMemory, MemoryPool, PoolUse
 from juggler.survey.threads import in_thread
 from juggler.units import KIB, SECONDS
@@ -47,7 +47,7 @@ class LocalMemory:
         if reading is None:
             return {}
         guardians = dict(self._guardians())
-        owners: dict[int, str] = {}
+        owners: dict[int, str] | None = None
         in_main_memory: dict[str, int] | None = None
         if sys.platform.startswith("linux"):
             with contextlib.suppress(TimeoutError, OSError):
@@ -64,11 +64,14 @@ class LocalMemory:
 
 def _pool(device: Device) -> MemoryPool:
     key = f"{device.vendor} {device.uuid or device.name} {device.total_bytes} {device.driver}"
+    if device.pool == RAM:
+        key = device.name  # how much there is changes by some pages with each kernel, and says nothing of the need
     return MemoryPool(device.pool, device.name, device.total_bytes, key, device.placement)
 
 
-def _device_use(reading: PoolReading, owners: Mapping[int, str], guardians: Mapping[str, int]) -> PoolUse:
-    if reading.processes is None or any(one.used_bytes is None for one in reading.processes):
+def _device_use(reading: PoolReading, owners: Mapping[int, str] | None, guardians: Mapping[str, int]) -> PoolUse:
+    """``owners`` is None where nobody knows whose process is whose: then ours would pass for strangers."""
+    if owners is None or reading.processes is None or any(one.used_bytes is None for one in reading.processes):
         # Some cannot be told apart: what is not seen must not count as nothing.
         return PoolUse(reading.total_bytes, reading.free_bytes, None)
     launches = dict.fromkeys(guardians, 0)
@@ -92,11 +95,17 @@ def _look_at(guardians: Mapping[str, int]) -> tuple[dict[int, str], dict[str, in
     """The launch of every process below a guardian, and the main memory that is resident for each launch."""
     owners: dict[int, str] = {}
     held: dict[str, int] = {}
+    children: dict[int, list[Process]] = {}
+    for process in read_processes().values() if guardians else ():  # once for all: it is most of the work
+        children.setdefault(process.parent, []).append(process)
     for launch, guardian in guardians.items():
         held[launch] = 0
-        for process in descendants_of(guardian):
-            owners[process.pid] = launch
-            held[launch] += _resident(process.pid)
+        parents = [guardian]
+        while parents:
+            for process in children.pop(parents.pop(), ()):
+                parents.append(process.pid)
+                owners[process.pid] = launch
+                held[launch] += _resident(process.pid)
     return owners, held
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from juggler.errors import BackendError, OutOfMemory, StartFailed
 
 _SIGNS = re.compile(
-    r"out of memory|out of device memory|outofmemory|cudamalloc failed|hipmalloc failed"
+    r"out[ _]?of[ _]?(?:device[ _]?|host[ _]?)?memory|cudamalloc failed|hipmalloc failed"
     r"|failed to allocate|allocation failed|unable to allocate|not enough memory|insufficient memory"
     r"|less than desired gpu memory utilization",
     re.IGNORECASE,
@@ -34,7 +34,8 @@ def kernel_kills(events: Path = Path("/sys/fs/cgroup/memory.events"), vmstat: Pa
             lines = path.read_text(encoding="ascii", errors="replace").splitlines()
         except OSError:
             continue
-        counts += sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+        numbers = (line.partition(" ")[2].strip() for line in lines if line.startswith("oom_kill "))
+        counts += sum(int(number) for number in numbers if number.isdecimal() and len(number) <= 20)
     return counts
 
 

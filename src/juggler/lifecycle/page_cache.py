@@ -19,6 +19,9 @@ _CACHESTAT = 451
 _MINCORE_BYTES_MAX = 64 * 1024**3
 """Mappings above this take over half a second to look through."""
 
+_LOWEST_BITS = bytes(byte & 1 for byte in range(256))
+"""The only bit that ``mincore`` defines."""
+
 
 @dataclass(frozen=True, slots=True)
 class FileCache:
@@ -103,4 +106,4 @@ def _by_mincore(libc: ctypes.CDLL, fd: int, size: int) -> float | None:
             return None
     finally:
         libc.munmap(ctypes.c_void_p(address), ctypes.c_size_t(size))
-    return sum(byte & 1 for byte in resident.raw) / pages
+    return resident.raw.translate(_LOWEST_BITS).count(1) / pages  # in C: there are millions of pages

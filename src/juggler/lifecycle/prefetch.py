@@ -3,7 +3,7 @@
 import os
 import stat
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from juggler.survey.memory import main_memory
@@ -20,12 +20,32 @@ WINDOW_BYTES = 128 * KIB
 """The usual ``read_ahead_kb`` of a block device: larger requests are cut to it."""
 AHEAD_BYTES = 32 * MIB
 """Announced to the system ahead of the read, so that the disk does not wait for us."""
+LOOK_EVERY_BYTES = 256 * MIB
+"""Between two looks at whether memory has become short: some of them in the ten seconds that its figure covers."""
 
 
-def read_ahead(files: Sequence[str], limit_bytes: int, stop: threading.Event) -> int:
+def memory_is_short(pressure: Path = PRESSURE) -> bool:
+    """Whether tasks have been waiting for memory: ``some avg10`` of pressure stall information (Linux 4.20)."""
+    try:
+        first = pressure.read_text(encoding="ascii", errors="replace").split("\n", 1)[0]
+    except OSError:
+        return False
+    fields = dict(field.split("=", 1) for field in first.split()[1:] if "=" in field)
+    try:
+        return float(fields.get("avg10", "0")) > PRESSURE_MOST
+    except ValueError:
+        return False
+
+
+def read_ahead(
+    files: Sequence[str],
+    limit_bytes: int,
+    stop: threading.Event,
+    short: Callable[[], bool] = memory_is_short,
+) -> int:
     """Read ``files`` in order until ``limit_bytes`` are read or ``stop`` is set; returns the bytes read.
 
-    What does not exist, cannot be read or is not a regular file is left out.
+    What does not exist, cannot be read or is not a regular file is left out. Sets ``stop`` itself when memory is short.
     """
     total = 0
     buffer = bytearray(CHUNK_BYTES)
@@ -39,7 +59,7 @@ def read_ahead(files: Sequence[str], limit_bytes: int, stop: threading.Event) ->
             continue
         try:
             if stat.S_ISREG(os.fstat(fd).st_mode):
-                total += _read_file(fd, limit_bytes - total, buffer, stop)
+                total += _read_file(fd, limit_bytes - total, buffer, stop, short)
         except OSError:
             continue
         finally:
@@ -57,19 +77,6 @@ def budget_bytes(pressure: Path = PRESSURE) -> int:
     return max(0, memory.available_bytes - max(LEFT_BYTES, memory.total_bytes // 10))
 
 
-def memory_is_short(pressure: Path = PRESSURE) -> bool:
-    """Whether tasks have been waiting for memory: ``some avg10`` of pressure stall information (Linux 4.20)."""
-    try:
-        first = pressure.read_text(encoding="ascii", errors="replace").split("\n", 1)[0]
-    except OSError:
-        return False
-    fields = dict(field.split("=", 1) for field in first.split()[1:] if "=" in field)
-    try:
-        return float(fields.get("avg10", "0")) > PRESSURE_MOST
-    except ValueError:
-        return False
-
-
 def _announce(fd: int, begin: int, end: int) -> int:
     """Have the system read ``begin`` to ``end`` in the background; returns the end.
 
@@ -82,10 +89,15 @@ def _announce(fd: int, begin: int, end: int) -> int:
     return begin
 
 
-def _read_file(fd: int, limit_bytes: int, buffer: bytearray, stop: threading.Event) -> int:
-    done = announced = 0
+def _read_file(fd: int, limit_bytes: int, buffer: bytearray, stop: threading.Event, short: Callable[[], bool]) -> int:
+    done = announced = look_at = 0
     view = memoryview(buffer)
     while done < limit_bytes and not stop.is_set():
+        if done >= look_at:
+            look_at += LOOK_EVERY_BYTES
+            if short():
+                stop.set()
+                break
         if hasattr(os, "posix_fadvise") and announced < limit_bytes and announced - done < AHEAD_BYTES:
             announced = _announce(fd, announced, min(announced + AHEAD_BYTES, limit_bytes))
         count = os.readv(fd, [view[: min(CHUNK_BYTES, limit_bytes - done)]])

@@ -75,33 +75,47 @@ def placements(gpu_bytes: int, pools: Pools, beside: PoolBytes | None = None) ->
 
 
 def _placed(declared: PoolBytes, pools: Pools) -> tuple[PoolBytes, ...]:
-    named = {pool: size for pool, size in declared.items() if pool != ANY_GPU}
+    named = _named(declared, pools)
     if ANY_GPU not in declared:
         return (named,)
     if not pools.gpus:  # a machine without a GPU: what was meant for one is taken of main memory
-        return ({**named, **dict.fromkeys(list(pools.capacity)[:1], declared[ANY_GPU])},)
+        for pool in list(pools.capacity)[:1]:
+            named[pool] = named.get(pool, 0) + declared[ANY_GPU]
+        return (named,)
     return placements(declared[ANY_GPU], pools, named)
 
 
 def _anywhere(sizes: PoolBytes, pools: Pools) -> PoolBytes:
     """A residue that names no pool counts on the first it may be on."""
-    if ANY_GPU not in sizes:
-        return sizes
+    named = _named(sizes, pools)
     place = next(iter(pools.gpus or tuple(pools.capacity)), None)
-    named = {pool: size for pool, size in sizes.items() if pool != ANY_GPU}
-    return named if place is None else {**named, place: sizes[ANY_GPU]}
+    if ANY_GPU in sizes and place is not None:
+        named[place] = named.get(place, 0) + sizes[ANY_GPU]
+    return named
+
+
+def _named(sizes: PoolBytes, pools: Pools) -> dict[PoolId, int]:
+    """What is said of pools by name. Main memory counts where it is shared out; no other pool is passed over."""
+    return {pool: size for pool, size in sizes.items() if pool != ANY_GPU and (pool != RAM or RAM in pools.capacity)}
 
 
 def _again(learned: PoolBytes, pools: Pools) -> tuple[PoolBytes, ...]:
-    """What was seen on one GPU holds for any other; what was spread over several was so for a reason."""
+    """What was seen on one GPU holds for any other; what was spread over several was so for a reason.
+
+    It did run: what it needs with a margin on top is no more than a pool has. The operator may have chosen another GPU
+    for it since.
+    """
     if not learned:  # it was seen to need nothing of any pool
         return (dict.fromkeys(pools.gpus or tuple(pools.capacity), 0),)
-    known = {pool: size for pool, size in learned.items() if pool in pools.capacity}
-    gpus = [pool for pool in known if pool in pools.gpus and known[pool]]
-    if len(gpus) != 1:
-        return (known or _everything(pools),)
-    beside = {pool: size for pool, size in known.items() if pool not in pools.gpus}
-    return placements(known[gpus[0]], pools, beside)
+    known = _capped({pool: size for pool, size in learned.items() if pool in pools.capacity}, pools)
+    gpus = [pool for pool, size in known.items() if pool != RAM and size]
+    beside = {pool: size for pool, size in known.items() if pool == RAM}
+    if len(gpus) == 1:
+        return tuple(_capped(way, pools) for way in placements(known[gpus[0]], pools, beside))
+    if pools.pinned in pools.gpus and any(pool != pools.pinned for pool in gpus):
+        total = sum(known[pool] for pool in gpus)
+        return tuple(_capped(way, pools) for way in placements(total, pools, beside))
+    return (known or _everything(pools),)
 
 
 def _estimated(estimate: MemoryEstimate, pools: Pools) -> tuple[PoolBytes, ...]:
@@ -119,6 +133,6 @@ def _everything(pools: Pools) -> PoolBytes:
     return {pool: pools.capacity[pool] for pool in pools.gpus or tuple(pools.capacity)}
 
 
-def _capped(way: Mapping[PoolId, int], pools: Pools) -> PoolBytes:
+def _capped(way: Mapping[PoolId, int], pools: Pools) -> dict[PoolId, int]:
     """An estimate above the pool would never fit (scheduling.md section 10.4)."""
     return {pool: min(size, pools.capacity.get(pool, size)) for pool, size in way.items()}

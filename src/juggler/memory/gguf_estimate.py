@@ -79,8 +79,12 @@ def estimate(files: GgufFiles, options: GgufOptions) -> MemoryEstimate:
     layers = max(head.layers, 1)
     on_gpu = layers + 1 if options.gpu_layers is None else max(0, min(options.gpu_layers, layers + 1))
     weights = files.size_bytes - _staying_on_cpu(files.heads)
+    first = layers + 1 - on_gpu  # the last ones go to the GPU: of those before it no experts are to be kept off
     experts = sum(
-        size for part in files.heads for layer, size in part.expert_bytes.items() if layer < options.cpu_expert_layers
+        size
+        for part in files.heads
+        for layer, size in part.expert_bytes.items()
+        if first <= layer < options.cpu_expert_layers
     )
     weights_gpu = max(0, weights * on_gpu // (layers + 1) - experts)
     kv = kv_bytes(head, context, options) + recurrent_bytes(head, options.slots)

@@ -67,6 +67,9 @@ class FootprintLearner:
         self._peak_run: dict[PoolId, int] = {}
         self._steady: dict[PoolId, list[int]] = {}
         self._unloaded: dict[PoolId, int] | None = None
+        self._last: dict[PoolId, int] = {}
+        self.worked = False
+        """It was seen with a request: what loads only then has shown itself."""
 
     def sample(self, at: float, phase: Phase, held: PoolBytes) -> None:
         """Take what was held at ``at`` (monotonic seconds)."""
@@ -75,6 +78,8 @@ class FootprintLearner:
         elif phase is Phase.UNLOADED:
             self._unloaded = dict(held)
         else:
+            self._last = dict(held)
+            self.worked = self.worked or phase is Phase.RUNNING
             if self._ready_at is None:
                 self._ready_at = at
             if at <= self._ready_at + STEADY_WITHIN_S:
@@ -88,6 +93,11 @@ class FootprintLearner:
     def steady(self) -> dict[PoolId, int]:
         """What it holds when it is ready and does nothing; empty before it was seen so."""
         return {pool: int(statistics.median(sizes)) for pool, sizes in self._steady.items()}
+
+    def loaded(self) -> dict[PoolId, int]:
+        """What it has to give back: as seen last, but no less than in its steady state; empty before that was seen."""
+        steady = self.steady()
+        return {pool: max(size, self._last.get(pool, 0)) for pool, size in steady.items()}
 
     def record(self, before: FootprintRecord | None = None) -> FootprintRecord:
         """What is known with this run added to those before."""

@@ -2,16 +2,16 @@
 
 The file is replaced whole and at once, so that a crash leaves the old or the new one. A damaged file, or one of another
 version, is set aside and learning begins anew: it costs some estimates, nothing else. Whatever goes wrong with the
-disk is said once; the program goes on with what it has in memory.
+disk is said once; the program goes on with what it has in memory. A disk that hangs is waited for briefly.
 """
 
-import asyncio
 import contextlib
 import hashlib
 import json
 import logging
 import os
 import tempfile
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,8 @@ from typing import Any
 from juggler.ids import PoolId
 from juggler.memory.footprint import PoolBytes
 from juggler.memory.learning import FootprintRecord
-from juggler.units import MIB
+from juggler.survey.threads import in_thread
+from juggler.units import MIB, SECONDS
 
 VERSION = 1
 RECORDS_MAX = 1000
@@ -28,6 +29,8 @@ RECORDS_MAX = 1000
 FILE_BYTES_MAX = 32 * MIB
 SIZE_MAX = 1 << 50
 """No pool is larger."""
+SAVE_LIMIT_S = 5 * SECONDS
+"""For writing the file; milliseconds, unless its disk is gone."""
 
 _log = logging.getLogger("juggler.memory")
 
@@ -55,6 +58,8 @@ class LearnedStore:
         self._records: dict[str, Learned] = {}
         self._changed = False
         self._complained = False
+        self._writing = threading.Lock()
+        """Held by the thread that writes: while it hangs, others give up."""
 
     def load(self) -> None:
         """Read the file, if there is one. Blocking; never raises."""
@@ -95,16 +100,33 @@ class LearnedStore:
             del self._records[min(self._records, key=lambda one: self._records[one].used_at)]
 
     async def save(self) -> None:
-        """Write the file, if anything has changed. Never raises."""
+        """Write the file, if anything has changed. Takes twice ``SAVE_LIMIT_S`` at most, and never raises."""
         if not self._changed:
             return
         self._changed = False
-        text = json.dumps({"version": VERSION, "records": {key: _plain(one) for key, one in self._records.items()}})
         try:
-            await asyncio.to_thread(self._write, text)
-        except OSError as error:
+            text = json.dumps({"version": VERSION, "records": {key: _plain(one) for key, one in self._records.items()}})
+            await in_thread(2 * SAVE_LIMIT_S, self._write_alone, text)
+        except TimeoutError:
             self._changed = True
-            self._complain(f"what was learned cannot be kept in {self._path}: {error.strerror or error}")
+            self._complain(f"what was learned cannot be kept in {self._path}: the disk does not answer")
+        except (OSError, ValueError, RecursionError) as error:
+            self._changed = True
+            why = getattr(error, "strerror", None) or error
+            self._complain(f"what was learned cannot be kept in {self._path}: {why}")
+
+    def _write_alone(self, text: str) -> None:
+        """One after the other: an earlier save that was not waited for must not end after a later one.
+
+        Raises:
+            TimeoutError: An earlier one hangs.
+        """
+        if not self._writing.acquire(timeout=SAVE_LIMIT_S):
+            raise TimeoutError
+        try:
+            self._write(text)
+        finally:
+            self._writing.release()
 
     def _write(self, text: str) -> None:
         descriptor, name = tempfile.mkstemp(prefix=".learned-", dir=self._path.parent)  # 0600

@@ -16,6 +16,10 @@ HEAD_BYTES_MAX = 64 * MIB
 """The largest heads hold vocabularies of 260 000 words with merges: below 20 MiB."""
 
 ARRAY_ITEMS_KEPT = 1024
+ITEMS_KEPT = 65_536
+"""Of all lists together: a number of a list takes five times its bytes here."""
+STRINGS_MAX = 2**21
+"""In all lists together; the largest vocabularies with their merges have 800 000."""
 KEYS_MAX = 4096
 TENSORS_MAX = 65_536
 LAYERS_MAX = 1024
@@ -150,6 +154,8 @@ class _Parser:
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.offset = 0
+        self.strings = 0
+        self.kept = 0
 
     def head(self) -> GgufHead:
         if self.data[:4] != b"GGUF"[: len(self.data)] or not self.data:
@@ -194,13 +200,17 @@ class _Parser:
             form = f"<{count}{_NUMBERS[kind][1]}"
             start = self.offset
             self._skip(count * struct.calcsize(_NUMBERS[kind]))
-            if count <= ARRAY_ITEMS_KEPT:
+            if count <= ARRAY_ITEMS_KEPT and self.kept + count <= ITEMS_KEPT:
+                self.kept += count
                 head.values[key] = struct.unpack_from(form, self.data, start)
         else:
             raise NotGguf("its head holds a list of an unknown kind")
 
     def _skip_strings(self, count: int) -> None:
         """Inline, because vocabularies and their merges hold half a million of them."""
+        self.strings += count
+        if self.strings > STRINGS_MAX:
+            raise NotGguf("its head holds impossible numbers")
         data, offset, end = self.data, self.offset, len(self.data)
         length_at = struct.Struct("<Q").unpack_from
         for _ in range(count):

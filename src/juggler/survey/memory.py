@@ -22,7 +22,11 @@ class MainMemory:
 
 
 def main_memory(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> MainMemory | None:
-    """As ``/proc/meminfo`` and the own control group say; elsewhere what ``sysconf`` knows; None: nothing."""
+    """As ``/proc/meminfo`` and the own control group say; elsewhere what ``sysconf`` knows; None: nothing.
+
+    What a group uses includes the page cache of the files that it has read. The kernel drops that by itself, so the
+    part of it that was used once counts as available (``inactive_file``; memory.md section B).
+    """
     total, available = _meminfo(meminfo)
     if total is None:
         try:
@@ -32,7 +36,7 @@ def main_memory(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> MainMemory | 
     limit, used = _number(cgroup / "memory.max"), _number(cgroup / "memory.current")
     if limit is None or limit >= total:
         return MainMemory(total, available)
-    left = None if used is None else max(limit - used, 0)
+    left = None if used is None else min(max(limit - used, 0) + _inactive_files(cgroup / "memory.stat"), limit)
     return MainMemory(limit, left if available is None or left is None else min(left, available), limited=True)
 
 
@@ -48,6 +52,16 @@ def _meminfo(path: Path) -> tuple[int | None, int | None]:
     except OSError:
         return None, None
     return values.get("MemTotal"), values.get("MemAvailable")
+
+
+def _inactive_files(path: Path) -> int:
+    """Bytes of ``inactive_file`` (kernel documentation, "Control Group v2"); 0 where it is not told."""
+    try:
+        lines = path.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return 0
+    sizes = (line.partition(" ")[2].strip() for line in lines if line.startswith("inactive_file "))
+    return sum(int(size) for size in sizes if size.isdecimal() and len(size) <= 20)
 
 
 def _number(path: Path) -> int | None:

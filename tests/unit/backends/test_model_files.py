@@ -1,12 +1,13 @@
 """Which files a start will read, and what they will take, by the operator's own command line."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from juggler.backends.base import Backend, BackendSettings
+from juggler.backends.base import Address, Backend, BackendSettings
 from juggler.backends.registry import create
 from juggler.demo.models import write_model
 from juggler.ids import InstanceId
@@ -75,6 +76,23 @@ def test_llamacpp_knows_when_it_does_not_know(tmp_path: Path, model: Path) -> No
     assert backend("llamacpp", "-m", str(tmp_path / "junk.gguf")).memory_estimate() is None
 
 
+@pytest.mark.parametrize("options", [("-dev", "CUDA1"), ("--main-gpu", "1"), ("-ts", "0,1")])
+def test_llamacpp_that_is_told_which_gpu_to_use_sees_all_of_them(
+    model: Path, options: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its numbers count among all GPUs of the machine: with one of them alone ``--device CUDA1`` is an error."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+    placed = {"A": "b", "CUDA_VISIBLE_DEVICES": "GPU-1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    address = Address("127.0.0.1", 1)
+    one = backend("llamacpp", "-m", str(model), *options, binary=sys.executable, kv_cache_saving=False)
+    assert one.memory_estimate() is None
+    env = one.plan(address, placed).env
+    assert (env.get("CUDA_VISIBLE_DEVICES"), env.get("CUDA_DEVICE_ORDER"), env["A"]) == ("2,3", None, "b")
+    other = backend("llamacpp", "-m", str(model), binary=sys.executable, kv_cache_saving=False)
+    assert placed.items() <= other.plan(address, placed).env.items()
+
+
 def test_koboldcpp(tmp_path: Path, model: Path) -> None:
     line = backend(
         "koboldcpp", "--model", str(model), "--contextsize", "16384", "--gpulayers", "99", "--flashattention"
@@ -116,6 +134,14 @@ def test_vllm_takes_a_share(tmp_path: Path) -> None:
     assert share("m", "--gpu-memory-utilization", "much") is None
     assert share("m", "--gpu-memory-utilization", "3") is None
     assert share("m", "--kv-cache-memory-bytes", "4G") is None
+
+
+@pytest.mark.parametrize("option", ["--tensor-parallel-size", "--tensor_parallel_size", "-tp", "-pp", "-dp"])
+def test_vllm_on_several_gpus_is_not_placed_on_one(option: str) -> None:
+    """Its share is taken of each of them: as the footprint of one GPU it would be started with that one alone."""
+    assert backend("vllm", "serve", "m", option, "2").memory_estimate() is None
+    assert backend("vllm", "serve", "m", f"{option}=2").memory_estimate() is None
+    assert backend("vllm", "serve", "m", option, "1").memory_estimate() is not None
 
 
 def test_vllm_reads_what_the_index_lists(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from juggler.devices.reading import PoolReading, ProcessMemory, Reading
+from juggler.devices.reading import Device, PoolReading, ProcessMemory, Reading
 from juggler.ids import PoolId
 from juggler.lifecycle import local_memory
 from juggler.lifecycle.local_memory import RAM, LocalMemory
@@ -19,8 +19,14 @@ GPU = PoolId("gpu0")
 class Devices:
     """Tells what a test wants."""
 
+    troubles: tuple[str, ...] = ()
+    found: tuple[Device, ...] = ()
+
     def __init__(self, *processes: ProcessMemory) -> None:
         self.processes = processes
+
+    async def find(self) -> tuple[Device, ...]:
+        return self.found
 
     async def read(self) -> Reading:
         gpu = PoolReading(GPU, 24 * GIB, 10 * GIB, self.processes)
@@ -64,3 +70,26 @@ async def test_a_walk_over_proc_that_hangs_costs_only_what_it_would_tell(monkeyp
     use = await LocalMemory(Devices(), lambda: {"a#1": os.getpid()}).measure()  # type: ignore[arg-type]
     assert use[RAM].launches is None
     assert use[GPU].free_bytes == 10 * GIB
+
+
+async def test_without_a_look_at_proc_nobody_knows_whose_process_is_whose(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a model of ours would be seen to hold nothing, and to be a stranger besides."""
+    monkeypatch.setattr(local_memory, "LOOK_LIMIT_S", 0.0)
+    process = ProcessMemory(os.getpid(), "model", 9 * GIB)
+    use = await LocalMemory(Devices(process), lambda: {"a#1": os.getppid()}).measure()  # type: ignore[arg-type]
+    assert use[GPU].launches is None
+    assert use[GPU].others == ()
+
+
+async def test_another_kernel_is_no_other_machine() -> None:
+    """It keeps some more pages of main memory for itself: what was learned holds as before. Not so on another GPU."""
+
+    async def keys(ram_bytes: int, uuid: str) -> list[str]:
+        devices = Devices()
+        main_memory = Device(RAM, "host", 0, "main memory", ram_bytes)
+        devices.found = (Device(GPU, "NVIDIA", 0, "x", 24 * GIB, uuid), main_memory)
+        return [one.key for one in (await LocalMemory(devices, dict).pools()).pools]  # type: ignore[arg-type]
+
+    first, second = await keys(64 * GIB, "GPU-1"), await keys(64 * GIB - 12 * MIB, "GPU-1")
+    assert first == second
+    assert (await keys(64 * GIB, "GPU-2"))[0] != first[0]

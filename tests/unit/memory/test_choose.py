@@ -71,3 +71,36 @@ def test_learned_on_one_gpu_holds_for_the_others() -> None:
     assert choose(TWO, learned={GPU0: 5, GPU1: 6}).placements == ({GPU0: 5, GPU1: 6},)
     assert choose(TWO, learned={}).placements == ({GPU0: 0, GPU1: 0},), "it was seen to need none"
     assert choose(ONE, learned={GPU1: 5}).placements == ({GPU0: 24 * GIB},), "on a GPU that is gone"
+
+
+def test_what_ran_fits_whatever_its_margin() -> None:
+    """A program that takes all there is was seen to run: with the margin on top it must not be refused for ever."""
+    assert choose(ONE, learned={GPU0: 25 * GIB}).placements == ({GPU0: 24 * GIB},)
+    assert choose(TWO, learned={GPU0: 25 * GIB}).placements == ({GPU0: 24 * GIB},), "nor spread over both"
+    assert choose(TWO, learned={GPU0: 25 * GIB, GPU1: 9 * GIB}).placements == ({GPU0: 24 * GIB, GPU1: 8 * GIB},)
+    assert choose(Pools({RAM: 8 * GIB}), learned={RAM: 9 * GIB}).placements == ({RAM: 8 * GIB},)
+
+
+def test_pinned_after_it_was_learned_elsewhere() -> None:
+    """The operator's word counts, not the place where it ran before."""
+    pinned = Pools(TWO.capacity, GPU1)
+    assert choose(pinned, learned={GPU0: 5}).placements == ({GPU1: 5},)
+    assert choose(pinned, learned={GPU0: 5, GPU1: 6}).placements == ({GPU1: 11},)
+    assert choose(pinned, learned={GPU1: 6}).placements == ({GPU1: 6},)
+
+
+def test_main_memory_that_is_not_shared_out_is_not_asked_for() -> None:
+    """Beside a GPU there is no such pool: a footprint that names it would never fit."""
+    found = choose(ONE, declared={GPU0: 5, RAM: 9}, declared_unloaded={RAM: 7})
+    assert found.placements == ({GPU0: 5},)
+    assert found.unloaded == {}
+    both = Pools({GPU0: 24 * GIB, RAM: 64 * GIB})
+    assert choose(both, declared={GPU0: 5, RAM: 9}).placements == ({GPU0: 5, RAM: 9},)
+    assert choose(ONE, declared={GPU1: 5}).placements == ({GPU1: 5},), "a GPU that is missing is no trifle"
+
+
+def test_two_sizes_of_one_pool_are_added() -> None:
+    """Without a GPU both the part for any GPU and that for main memory are taken of the latter."""
+    found = choose(Pools({RAM: 64}), declared={ANY_GPU: 5, RAM: 4}, declared_unloaded={ANY_GPU: 1, RAM: 2})
+    assert found.placements == ({RAM: 9},)
+    assert found.unloaded == {RAM: 3}

@@ -91,6 +91,16 @@ def test_experts_in_main_memory() -> None:
     assert with_all.gpu_bytes - some.gpu_bytes == some.ram_bytes - with_all.ram_bytes == 1600 * MIB
 
 
+def test_experts_of_layers_that_are_not_on_the_gpu_are_not_taken_off_twice() -> None:
+    """Of 32 layers the last 16 are on the GPU, and the experts of the first 16 were to stay off it: they are."""
+    moe = head(more={"expert_bytes": dict.fromkeys(range(32), 100 * MIB)})
+    half = estimate(files(moe), GgufOptions(context=4096, gpu_layers=17))
+    same = estimate(files(moe), GgufOptions(context=4096, gpu_layers=17, cpu_expert_layers=16))
+    assert same == half
+    less = estimate(files(moe), GgufOptions(context=4096, gpu_layers=17, cpu_expert_layers=20))
+    assert half.gpu_bytes - less.gpu_bytes == 400 * MIB
+
+
 def test_projector_and_draft() -> None:
     plain = estimate(files(), GgufOptions(context=4096))
     seeing = estimate(files(projector_bytes=900 * MIB), GgufOptions(context=4096))

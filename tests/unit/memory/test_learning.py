@@ -31,6 +31,16 @@ def test_a_median_shrugs_off_one_odd_sample() -> None:
     assert learner.steady() == {GPU: 4 * GIB}
 
 
+def test_what_is_to_be_given_back_is_what_was_seen_last() -> None:
+    learner = run(FootprintLearner(), (0, Phase.READY, GIB))
+    assert (learner.worked, learner.loaded()) == (False, {GPU: GIB})
+    run(learner, (20, Phase.RUNNING, 12 * GIB))
+    assert (learner.worked, learner.loaded()) == (True, {GPU: 12 * GIB})
+    run(learner, (30, Phase.READY, GIB // 2))
+    assert learner.loaded() == {GPU: GIB}
+    assert run(FootprintLearner(), (0, Phase.LOADING, GIB)).loaded() == {}
+
+
 def test_what_was_never_seen_ready_teaches_nothing() -> None:
     learner = run(FootprintLearner(), (0, Phase.LOADING, 9 * GIB))
     before = FootprintRecord(steady={GPU: GIB}, seen=3)

@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import stat
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from juggler.ids import PoolId
+from juggler.memory import store as store_module
 from juggler.memory.learning import FootprintRecord
 from juggler.memory.store import RECORDS_MAX, Learned, LearnedStore, key_of
+from juggler.survey.threads import LOOK
 
 GPU = PoolId("gpu0")
 RECORD = Learned(FootprintRecord({GPU: 1}, {GPU: 2}, {GPU: 3}, {GPU: 4}, 5), {"load_cold": [1.5, 2]}, 1000.0)
@@ -97,6 +101,30 @@ def test_a_directory_that_is_gone(tmp_path: Path) -> None:
     store.put("key", RECORD)
     asyncio.run(store.save())
     assert store.get("key") == RECORD
+
+
+def test_a_disk_that_hangs_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither while the program runs nor at its end; one thread hangs, not one more for each try."""
+    monkeypatch.setattr(store_module, "SAVE_LIMIT_S", 0.02)
+    back = threading.Event()
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: back.wait(10) and real(file))
+    store = LearnedStore(tmp_path / "learned.json")
+    began = time.monotonic()
+    with caplog.at_level(logging.WARNING):
+        for number in range(3):
+            store.put(f"key {number}", RECORD)
+            asyncio.run(store.save())
+    assert time.monotonic() - began < 5.0
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    hanging = [one for one in threading.enumerate() if one.name.startswith(LOOK)]
+    assert len(hanging) == 1
+    back.set()
+    hanging[0].join(5)
+    asyncio.run(store.save())
+    assert loaded(tmp_path / "learned.json").get("key 2") == RECORD
 
 
 def test_the_least_recently_used_go_first(tmp_path: Path) -> None:

@@ -20,12 +20,19 @@ LLAMA: dict[str, Written] = {
 """An 8B model of the Llama 3 shape."""
 
 
-def head(values: Mapping[str, Written], *, tensor_offset: int = 0, version: int = 3) -> bytes:
-    """The bytes of a head with one tensor that begins ``tensor_offset`` bytes into the data."""
-    parts = [struct.pack("<4sIQQ", b"GGUF", version, 1, len(values))]
+def head(
+    values: Mapping[str, Written],
+    *,
+    tensor_offset: int = 0,
+    version: int = 3,
+    tensors: Mapping[str, int] | None = None,
+) -> bytes:
+    """The bytes of a head with some tensors and their offsets in the data; else one, at ``tensor_offset``."""
+    tensors = {"output.weight": tensor_offset} if tensors is None else tensors
+    parts = [struct.pack("<4sIQQ", b"GGUF", version, len(tensors), len(values))]
     for key, value in values.items():
         parts += [_string(key), _value(value)]
-    parts.append(_string("output.weight") + struct.pack("<IQIQ", 1, 8, 0, tensor_offset))
+    parts += [_string(name) + struct.pack("<IQIQ", 1, 8, 0, offset) for name, offset in tensors.items()]
     data = b"".join(parts)
     return data + b"\0" * (-len(data) % 32)
 

@@ -35,6 +35,19 @@ def test_of_a_container(meminfo: Path, tmp_path: Path) -> None:
     assert main_memory(meminfo, tmp_path) == MainMemory(8 * GIB, 5 * GIB, limited=True)
 
 
+def test_page_cache_of_a_container_can_be_had_back(meminfo: Path, tmp_path: Path) -> None:
+    """A container that has read large model files is full of them; that is not memory which is taken."""
+    (tmp_path / "memory.max").write_text(f"{8 * GIB}\n")
+    (tmp_path / "memory.current").write_text(f"{8 * GIB}\n")
+    (tmp_path / "memory.stat").write_text(f"anon {GIB}\nactive_file 0\ninactive_file {6 * GIB}\nslab 7\n")
+    assert main_memory(meminfo, tmp_path) == MainMemory(8 * GIB, 6 * GIB, limited=True)
+    for junk in ("inactive_file\n", "inactive_file x\n", f"inactive_file {'9' * 5000}\n"):
+        (tmp_path / "memory.stat").write_text(junk)
+        assert main_memory(meminfo, tmp_path) == MainMemory(8 * GIB, 0, limited=True)
+    (tmp_path / "memory.stat").write_text(f"inactive_file {90 * GIB}\n")
+    assert main_memory(meminfo, tmp_path) == MainMemory(8 * GIB, 8 * GIB, limited=True)
+
+
 def test_elsewhere(tmp_path: Path) -> None:
     """Without /proc what the system's own call says, or nothing; never an error."""
     found = main_memory(tmp_path / "none", tmp_path / "none")
