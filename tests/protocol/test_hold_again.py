@@ -72,3 +72,19 @@ async def test_what_may_have_been_acted_upon_is_not_repeated() -> None:
         assert status == 502
         assert setup.upstream.accepted == 1
         assert len(setup.gateway.asked) == 1
+
+
+async def test_each_further_hold_gets_what_is_left_of_the_wait() -> None:
+    """``X-Juggler-Max-Wait`` bounds the whole wait, not each of its parts."""
+    async with rig() as setup:
+        setup.gateway.pool = dead_pool()
+        peer = await setup.ask(b"GET / HTTP/1.1\r\nHost: h\r\nX-Juggler-Max-Wait: 0.5s\r\nX-Juggler-Timing: 1\r\n\r\n")
+        assert (await peer.answer())[0] == 502
+        left = [asked.wishes.max_wait_s for asked in setup.gateway.asked]
+        assert left[0] == 0.5
+        assert all(one is not None for one in left)
+        assert left == sorted(left, key=lambda one: -(one or 0.0))
+        assert left[1] is not None
+        assert left[1] < 0.5
+        assert left[3] == 0.0
+        assert all(asked.wishes.timing for asked in setup.gateway.asked)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from juggler.errors import QueueFull
+from juggler.errors import NotReady, QueueFull
 from juggler.proxy.contract import LeaseTiming, LocalResponse, RequestInfo, Route
 from juggler.proxy.wishes import NO_WISHES, Wishes
 from tests.protocol.support import OK, WAIT_S, Peer, StubGateway, StubLease, header, rig, until
@@ -184,3 +184,24 @@ async def test_retry_after_is_whole_seconds(retry_after_s: float | None, told: b
         assert header(head, b"retry-after") == told
         assert json.loads(body)["juggler"]["queue"] == {"position": 3}
         assert b"Infinity" not in body
+
+
+@pytest.mark.parametrize("asked", [False, True])
+async def test_timing_of_what_is_answered_here(asked: bool) -> None:
+    """An answer of the gateway's own and an earlier reply tell it as well; what is kept of a reply has none of it."""
+    request = b"GET /v1/models HTTP/1.1\r\nHost: h\r\n" + (b"X-Juggler-Timing: 1\r\n" if asked else b"") + b"\r\n"
+    async with rig() as setup:
+        setup.gateway.light = True
+        peer = await setup.ask(request)
+        await peer.answer()
+        setup.gateway.refusal = NotReady("Not loaded.")
+        peer.send(request)
+        _, earlier, _ = await peer.answer()
+        assert header(earlier, b"x-juggler") == b"cached"
+        setup.gateway.refusal, setup.gateway.local = None, LocalResponse(307, b"", headers=(("Location", "/x/"),))
+        peer.send(request)
+        _, local, _ = await peer.answer()
+        assert header(local, b"location") == b"/x/"
+        for head in (earlier, local):
+            assert [header(head, name) for name in TIMING_FIELDS[1:]] == [None, None, b"e" if asked else None]
+            assert head.lower().count(b"x-juggler-wait: ") == asked

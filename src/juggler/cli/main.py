@@ -4,6 +4,7 @@ Modules are imported by the commands that need them, so that ``juggler ps`` does
 """
 
 import gc
+import os
 import sys
 from pathlib import Path
 
@@ -80,7 +81,8 @@ def cli(context: click.Context) -> None:
     if context.invoked_subcommand is None:
         from juggler.cli.remote import print_overview
 
-        print_overview(DEFAULT_CONTROL_URL, Path(DEFAULT_CONFIG))
+        url = os.environ.get("JUGGLER_URL") or DEFAULT_CONTROL_URL
+        print_overview(url, Path(os.environ.get("JUGGLER_CONFIG") or DEFAULT_CONFIG))
 
 
 @cli.command()

@@ -20,44 +20,66 @@ class NotReachable(JugglerError):
     """No juggler answers at the address: none runs, or its `control` listens elsewhere."""
 
 
-def call(url: str, method: str, path: str, timeout_s: float) -> Any:
+def call(url: str, method: str, path: str, timeout_s: float, needed: str) -> dict[str, Any]:
     """One JSON call.
 
+    Args:
+        url: Of the status API.
+        method: ``GET`` or ``POST``.
+        path: With its query.
+        timeout_s: For each step of it.
+        needed: A key that the answer has to have: other programs answer whatever they are asked.
+
     Raises:
-        NotReachable: Nobody answers there.
+        NotReachable: Nobody answers there, or another program does.
         JugglerError: The answer is an error.
     """
-    parts = urlsplit(url)
-    if parts.scheme != "http" or not parts.hostname:
-        raise click.UsageError(f"{url!r} is not an http:// address")
-    connection = http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=timeout_s)
+    connection = http.client.HTTPConnection(*_host_and_port(url), timeout=timeout_s)
     try:
         connection.request(method, path)
         answer = connection.getresponse()
         document = json.loads(answer.read())
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise NotReachable(
-            f"no juggler answers at {url} ({error})",
-            hint="start one with `juggler serve`, or name its address by --url",
-        ) from error
+        raise _not_reachable(url, str(error)) from error
     finally:
         connection.close()
-    if answer.status >= 400:
+    if not isinstance(document, dict):
+        raise _not_reachable(url, "another program does")
+    if answer.status >= 400 and answer.headers["X-Juggler"] == "error":
         detail, told = document.get("juggler") or {}, document.get("error")
         message = told.get("message") if isinstance(told, dict) else told
         raise JugglerError(str(message or f"{url} answered {answer.status}"), hint=detail.get("hint"))
+    if answer.status >= 400 or needed not in document:
+        raise _not_reachable(url, "another program does")
     return document
+
+
+def _host_and_port(url: str) -> tuple[str, int]:
+    try:
+        parts = urlsplit(url)
+        if parts.scheme == "http" and parts.hostname:
+            return parts.hostname, parts.port or 80
+    except ValueError:  # a port or an IPv6 address that is none
+        pass
+    raise click.UsageError(f"{url!r} is not an http:// address")
+
+
+def _not_reachable(url: str, why: str) -> NotReachable:
+    return NotReachable(
+        f"no juggler answers at {url} ({why})",
+        hint="start one with `juggler serve`, or name its address by --url",
+    )
 
 
 def give_order(url: str, name: str, endpoint: str) -> None:
     """Load, unload or stop an endpoint, and wait until it is done."""
-    done = call(url, "POST", f"/api/{name}?endpoint={quote(endpoint, safe='')}", ORDER_TIMEOUT_S)
+    done = call(url, "POST", f"/api/{name}?endpoint={quote(endpoint, safe='')}", ORDER_TIMEOUT_S, "result")
     click.echo(f"{done['endpoint']}: {done['result']}")
 
 
 def print_status(url: str, *, as_json: bool) -> None:
     """What ``juggler ps`` shows."""
-    status = call(url, "GET", "/api/status", STATUS_TIMEOUT_S)
+    status = call(url, "GET", "/api/status", STATUS_TIMEOUT_S, "instances")
     if as_json:
         click.echo(json.dumps(status, indent=2, ensure_ascii=False))
         return

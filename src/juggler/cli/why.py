@@ -21,7 +21,7 @@ def print_decisions(url: str, endpoint: str | None, *, count: int, as_json: bool
         JugglerError: Nobody answers, or there is no such endpoint.
     """
     query = f"?endpoint={quote(endpoint, safe='')}" if endpoint else ""
-    document = call(url, "GET", f"/api/decisions{query}", STATUS_TIMEOUT_S)
+    document = call(url, "GET", f"/api/decisions{query}", STATUS_TIMEOUT_S, "decisions")
     latest = document["decisions"][-count:]
     if as_json:
         click.echo(json.dumps(latest, indent=2, ensure_ascii=False))
@@ -45,7 +45,8 @@ def _paragraph(one: Mapping[str, Any]) -> list[str]:
     victims = [f"{_DONE[victim['mode']]} {victim['instance']}" for victim in one["victims"]]
     if one["target"] is None:
         return [head + f"{', '.join(victims)}: {CAUSES.get(one['cause'], one['cause'])}"]
-    lines = [head + ", ".join([*victims, f"loaded {one['target']}"])]
+    done = "loaded" if one["outcome"] == "ready" else "to load"
+    lines = [head + ", ".join([*victims, f"{done} {one['target']}"])]
     client = f" (client {one['client']})" if one["client"] else ""
     asked = f"{one['waiting']} waited, the first{client} for {format_duration(one['waited_s'])}"
     missing = amounts_text(one["missing_bytes"])

@@ -7,7 +7,6 @@ steer the juggler (DNS rebinding and cross-site POST).
 
 import asyncio
 import ipaddress
-import json
 import logging
 from collections.abc import Awaitable, Callable
 from urllib.parse import parse_qs
@@ -19,6 +18,7 @@ from juggler.engine import Engine
 from juggler.errors import BadRequest, JugglerError, RoutingError
 from juggler.ids import EndpointId
 from juggler.proxy.contract import Lease, LocalResponse, RequestInfo, Route
+from juggler.proxy.responses import to_json
 from juggler.routing.target import parse_target
 from juggler.routing.traffic import TrafficClass
 from juggler.scheduler.events import OrderKind
@@ -133,4 +133,4 @@ def _parameter(target: bytes, name: str) -> str:
 
 
 def _json(status_code: int, data: object) -> LocalResponse:
-    return LocalResponse(status_code, json.dumps(data, ensure_ascii=False).encode() + b"\n")
+    return LocalResponse(status_code, to_json(data) + b"\n")

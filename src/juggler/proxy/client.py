@@ -207,10 +207,15 @@ class ClientConnection(asyncio.Protocol):
     def check(self, now: float) -> None:
         """Called by the sweep: act on a deadline that has passed."""
         if self._state is State.BUSY:
-            if self._exchange is not None:
-                self._exchange.check(now)
+            exchange, body = self._exchange, self._body
+            if exchange is not None:
+                exchange.check(now)
             if self._wait is not None:
                 self._wait.check(now)
+            if body is not None:
+                wanted = exchange is not None and exchange.bound and not exchange.head_sent and not self._read_paused
+                if body.stalled(now, self._limits.body_timeout_s, wanted=wanted):
+                    self._refuse(BadRequest("The request body took too long.", status=408, code="request_timeout"))
         if now < self._deadline:
             return
         self._deadline = _NEVER
@@ -412,7 +417,7 @@ class ClientConnection(asyncio.Protocol):
                 self._end_stream(self._wait.answered_here(target))
                 return
             close = self._closes_after_own_answer(request)
-            self.write(local_response(target, head_only=head.method == b"HEAD", close=close))
+            self.write(local_response(target, head_only=head.method == b"HEAD", close=close, added=self._timing()))
         except JugglerError as error:
             if isinstance(target, Route) and isinstance(error, _UNABLE) and self._answer_from_earlier(request, target):
                 return
@@ -442,6 +447,7 @@ class ClientConnection(asyncio.Protocol):
             except _Unreached:
                 wait.lost_lease()
                 await asyncio.sleep(pause_s)
+                info = wait.rest_of(info, self._loop.time())
         try:
             return await self._forward_once(route, request, info, wait)
         except _Unreached as unreached:
@@ -496,7 +502,8 @@ class ClientConnection(asyncio.Protocol):
         if reply is None:
             return False
         close = self._closes_after_own_answer(request)
-        self.write(reply.message(replies.clock(), head_only=request.head.method == b"HEAD", close=close))
+        head_only = request.head.method == b"HEAD"
+        self.write(reply.message(replies.clock(), head_only=head_only, close=close, added=self._timing()))
         return True
 
     def _closes_after_own_answer(self, request: Request) -> bool:
@@ -512,9 +519,11 @@ class ClientConnection(asyncio.Protocol):
             self._end_stream(wait.failed(error))
             return
         close = self._closes_after_own_answer(request)
-        added = wait.timing(self._loop.time()) if wait is not None else ()
         head_only = request.head.method == b"HEAD"
-        self.write(error_response(error, path=path, head_only=head_only, close=close, added=added))
+        self.write(error_response(error, path=path, head_only=head_only, close=close, added=self._timing()))
+
+    def _timing(self) -> list[tuple[str, str]]:
+        return self._wait.timing(self._loop.time()) if self._wait is not None else []
 
     def _end_stream(self, last: bytes) -> None:
         """End the answer that was begun while the request waited."""

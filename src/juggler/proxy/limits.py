@@ -34,6 +34,9 @@ class Limits:
     """From the first byte of a head to its end; then 408."""
     idle_timeout_s: float = 2 * MINUTES
     """Without any byte between requests, and for a new connection."""
+    body_timeout_s: float = 2 * MINUTES
+    """Between two pieces of a request body that a backend waits for; then 408. Nobody's thinking time is in there, and
+    a client that stops half-way would keep its model in memory for ever."""
     discard_timeout_s: float = 5 * SECONDS
     """For the rest of a body nobody wants, before the connection is closed; it costs no memory, so only time counts."""
     flush_timeout_s: float = 30 * SECONDS

@@ -17,7 +17,7 @@ import hashlib
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from juggler.ids import EndpointId
@@ -119,19 +119,23 @@ class Reply:
     def size_bytes(self) -> int:
         return len(self.fields) + len(self.body) + _OVERHEAD_BYTES
 
-    def message(self, now: float, *, head_only: bool = False, close: bool = False) -> bytes:
+    def message(
+        self, now: float, *, head_only: bool = False, close: bool = False, added: Sequence[tuple[str, str]] = ()
+    ) -> bytes:
         """The whole HTTP answer.
 
         Args:
             now: Seconds on the same clock as ``stored_at``.
             head_only: The request was HEAD: same head, no body.
             close: The connection closes after this answer.
+            added: Further fields, name and value, of this one answer.
         """
-        head = b"HTTP/1.1 200 OK\r\n%bContent-Length: %d\r\nAge: %d\r\nX-Juggler: cached\r\n%b\r\n" % (
+        head = b"HTTP/1.1 200 OK\r\n%bContent-Length: %d\r\nAge: %d\r\nX-Juggler: cached\r\n%b%b\r\n" % (
             self.fields,
             len(self.body),
             self.age_before_s + max(0, int(now - self.stored_at)),
             b"Connection: close\r\n" if close else b"",
+            b"".join(f"{name}: {value}\r\n".encode("latin-1") for name, value in added),
         )
         return head if head_only else head + self.body
 

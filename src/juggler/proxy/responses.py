@@ -46,9 +46,12 @@ def error_response(
     return _response(error.status, "application/json", fields, body, head_only, close)
 
 
-def local_response(response: LocalResponse, *, head_only: bool = False, close: bool = False) -> bytes:
-    """A whole HTTP answer for something answered here."""
-    return _response(response.status, response.content_type, list(response.headers), response.body, head_only, close)
+def local_response(
+    response: LocalResponse, *, head_only: bool = False, close: bool = False, added: Sequence[tuple[str, str]] = ()
+) -> bytes:
+    """A whole HTTP answer for something answered here; ``added`` are further fields, name and value."""
+    fields = [*response.headers, *added]
+    return _response(response.status, response.content_type, fields, response.body, head_only, close)
 
 
 def to_json(body: object) -> bytes:

@@ -9,12 +9,13 @@ Not for pages of other sites: whether they may read the answer is the backend's 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote
 
 from juggler.errors import JugglerError
-from juggler.proxy.contract import Lease, LeaseTiming, LocalResponse, Route
+from juggler.proxy.contract import Lease, LeaseTiming, LocalResponse, RequestInfo, Route
 from juggler.proxy.head import Field, ResponseHead
 from juggler.proxy.limits import Limits
 from juggler.proxy.origin import is_from_own_page
@@ -191,6 +192,14 @@ class Wait:
         """The wait goes on."""
         self._lease = None
         self._leased_at = None
+
+    def rest_of(self, info: RequestInfo, now: float) -> RequestInfo:
+        """What the gateway is told when the wait goes on: the client's bound is for all of it."""
+        bound_s = self.wishes.max_wait_s
+        if bound_s is None:
+            return info
+        left_s = max(0.0, bound_s - (now - self._since))
+        return replace(info, wishes=replace(self.wishes, max_wait_s=left_s))
 
     def check(self, now: float) -> None:
         """Called by the sweep: give the client a sign of life if one is due."""

@@ -38,3 +38,15 @@ def test_malformed_chunks_raise() -> None:
     """The caller refuses the request."""
     with pytest.raises(FramingError):
         _body(b"Transfer-Encoding: chunked\r\n").feed(b"zz\r\n")
+
+
+def test_stalled_is_what_stops_while_it_is_wanted() -> None:
+    """The time begins anew with each piece, and whenever nobody waits for it."""
+    body = _body(b"Content-Length: 9\r\n")
+    assert not body.stalled(100.0, 5.0, wanted=True)
+    assert not body.stalled(104.0, 5.0, wanted=True)
+    body.feed(b"a")
+    assert not body.stalled(106.0, 5.0, wanted=True)
+    assert not body.stalled(111.5, 5.0, wanted=False)
+    assert not body.stalled(116.0, 5.0, wanted=True)
+    assert body.stalled(116.5, 5.0, wanted=True)
