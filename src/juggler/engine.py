@@ -43,6 +43,9 @@ _SUSPICIOUS = frozenset({"upstream_connect_failed", "upstream_closed"})
 
 LOOK_LIMIT_S = 3 * SECONDS
 
+GRANTS_MOST = 3
+"""How often a request is let in to a backend that ended in the same moment, before it is told so."""
+
 _KINDS = {
     TrafficClass.WORK: events.Kind.WORK,
     TrafficClass.START: events.Kind.WORK,
@@ -181,16 +184,31 @@ class Engine:
         asked_at = self.now()
         if not self.opened.is_set():
             await self.opened.wait()
-        served_by = self.endpoints[route.endpoint].instance
-        if self.scheduler.state.instances[served_by].residency is Residency.READY:
-            await self._doubts.cleared(served_by)
         client = client_of(request.client, request.headers) if kind is events.Kind.WORK else ""
-        request_id, instance = await self._ask(route.endpoint, kind, request.wishes, client)
+        served_by = self.endpoints[route.endpoint].instance
+        for _ in range(GRANTS_MOST):
+            if self.scheduler.state.instances[served_by].residency is Residency.READY:
+                await self._doubts.cleared(served_by)
+            request_id, instance = await self._ask(route.endpoint, kind, request.wishes, client)
+            pool = await self._pool_of(instance, request_id)
+            if pool is not None:
+                return EngineLease(self, request_id, instance, pool, self._timing(instance, asked_at))
+        raise BackendError(f"{route.endpoint_name!r} ended just now", endpoint=route.endpoint_name, retry_after_s=1)
+
+    async def _pool_of(self, instance: InstanceId, request: RequestId) -> UpstreamPool | None:
+        """Where a request that was just let in is to be sent; None, and its place given up, if the backend has ended.
+
+        Whoever waited for a slot gets it from the one before, whose connection may have broken with the backend.
+        """
+        try:
+            await self._doubts.cleared(instance)
+        except asyncio.CancelledError:
+            self.ended(request)
+            raise
         pool = self._pools.get(instance)
-        if pool is None:  # the instance died between the grant and this turn of the loop
-            self.ended(request_id)
-            raise BackendError(f"{route.endpoint_name!r} ended just now", endpoint=route.endpoint_name, retry_after_s=1)
-        return EngineLease(self, request_id, instance, pool, self._timing(instance, asked_at))
+        if pool is None:
+            self.ended(request)
+        return pool
 
     def _timing(self, instance_id: InstanceId, asked_at: float) -> LeaseTiming:
         """How long a request that asked at ``asked_at`` and is let in now has waited, and for what."""
@@ -357,7 +375,11 @@ class Engine:
 
     async def _verify_unload(self, instance: InstanceId, generation: int, keeper: MemoryKeeper) -> None:
         """The backend says that its memory is free; believe what is measured."""
-        problem = await keeper.unload_failure(instance)
+        try:
+            problem = await keeper.unload_failure(instance)
+        except Exception:
+            _log.exception("%s: the memory that it freed could not be looked at", instance)
+            problem = None  # nobody can tell: the backend's own word counts
         now = self.scheduler.state.instances[instance]
         if now.generation != generation or now.residency is not Residency.UNLOADING:
             return  # it ended, or was stopped, meanwhile
@@ -416,7 +438,10 @@ class Engine:
                 self._answer(event.request, JugglerError("a bug in the juggler; its log tells the story"))
             return
         for order in orders:
-            self._run[type(order)](order)  # type: ignore[operator]  # each handler takes its own command
+            try:
+                self._run[type(order)](order)  # type: ignore[operator]  # each handler takes its own command
+            except Exception:  # the orders beside it are carried out all the same
+                _log.exception("this is a bug in the juggler: %s could not be carried out", type(order).__name__)
 
     def _answer(self, request: RequestId, answer: InstanceId | JugglerError) -> None:
         waiter = self._waiters.get(request)

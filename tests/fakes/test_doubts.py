@@ -40,9 +40,9 @@ class World:
 
 
 @asynccontextmanager
-async def world() -> AsyncIterator[World]:
+async def world(**spec: int) -> AsyncIterator[World]:
     launcher, clock = FakeLauncher(), VirtualClock()
-    specs = [InstanceSpec(A, "a", {EXCLUSIVE_POOL: 1})]
+    specs = [InstanceSpec(A, "a", {EXCLUSIVE_POOL: 1}, **spec)]  # type: ignore[arg-type]
     engine = Engine(
         Scheduler(specs, {EXCLUSIVE_POOL: 1}), {EndpointId("a"): EndpointPolicy("a", A, 0, 60.0, 600.0)}, clock
     )
@@ -81,6 +81,28 @@ def test_the_next_request_goes_to_a_new_process(news_after_s: float, traffic: Tr
                 assert it.process is not dead
                 assert again.upstream.port == it.process.address.port
                 again.release(ExchangeResult(status=200))
+
+    run_virtual(scenario())
+
+
+def test_those_who_waited_for_a_slot_are_not_handed_to_the_dead() -> None:
+    """The broken request gives its slot to the next in the queue, before anybody knows that the process is dead."""
+
+    async def scenario() -> None:
+        async with world(slots=1) as it:
+            lease = await it.ask()
+            dead = it.process
+            queued = [asyncio.create_task(it.ask()) for _ in range(3)]
+            await asyncio.sleep(0.01)
+            lease.release(BROKEN)
+            await asyncio.sleep(0.05)
+            assert not any(one.done() for one in queued)
+            queued.pop().cancel()
+            dead.end(-9)
+            for one in asyncio.as_completed(queued):
+                (await one).release(ExchangeResult(status=200))
+            assert it.process is not dead
+            assert not it.engine.scheduler.state.requests, "who left while in doubt has given up its place"
 
     run_virtual(scenario())
 

@@ -88,3 +88,32 @@ async def test_each_further_hold_gets_what_is_left_of_the_wait() -> None:
         assert left[1] < 0.5
         assert left[3] == 0.0
         assert all(asked.wishes.timing for asked in setup.gateway.asked)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+async def test_a_stale_connection_to_a_backend_that_is_gone(stopped: bool) -> None:
+    """The kept connection ends without an answer, and there is no fresh one: held again, as nothing was acted upon."""
+    served: list[bytes] = []
+
+    async def handler(peer: Peer) -> None:
+        await peer.head()
+        served.append(await peer.body(5))
+        peer.send(OK)
+        if len(served) == 1:
+            await peer.head()  # of the second request, which is never answered
+            await peer.body(5)
+            good, setup.gateway.pool = setup.gateway.pool, dead_pool()
+            if stopped:
+                good.close()
+            else:
+                good.port = setup.gateway.pool.port
+                peer.writer.close()
+            setup.gateway.pool = UpstreamPool(good.host, port)
+
+    async with rig(handler) as setup:
+        port = setup.gateway.pool.port
+        await (await setup.ask(POST)).exactly(OK)
+        await (await setup.ask(POST)).exactly(OK)
+        assert served == [b"hello"] * 2
+        expected = "upstream_closed" if stopped else "upstream_connect_failed"
+        assert [result.error for result in setup.gateway.results] == [None, expected, None]

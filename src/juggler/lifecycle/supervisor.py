@@ -127,8 +127,6 @@ class Supervisor:
         """Why there was nothing to attach to, as logged last."""
         self._next_look_s = 0.0
         self._suspected = False
-        self.ends = False
-        """Its process has ended by itself, and the report of it is being written."""
         self._interruption = Interruption()
         self._placement: Mapping[str, str] = {}
         self._kills_before = 0
@@ -227,6 +225,11 @@ class Supervisor:
     def exit(self) -> ExitReport | None:
         """How the latest process ended; None while it runs and before the first."""
         return self._handle.exit if self._handle is not None else None
+
+    @property
+    def ends(self) -> bool:
+        """Its process is known to have ended, though that may not have been reported yet."""
+        return self._launch is not None and self._launch.handle.exit is not None
 
     @property
     def started_at(self) -> float | None:
@@ -526,11 +529,7 @@ class Supervisor:
         if launch.attached is not None and self._target is not None:
             error: BackendError = self._target.lost()
         else:
-            self.ends = True
-            try:
-                error = await unexpected_end(self._backend, launch.handle, report)
-            finally:
-                self.ends = False
+            error = await unexpected_end(self._backend, launch.handle, report)
         if self._stop_is_ordered(launch.generation):
             return
         log_failure(self.instance, error)

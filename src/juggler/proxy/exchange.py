@@ -135,7 +135,7 @@ class Exchange:
         self.tunnel = False
         self.upstream_full = False
         self.unreached = True
-        """No connection was there yet: the backend has seen nothing that it could have acted upon."""
+        """The backend has seen nothing that it could have acted upon: there was no connection, or a stale one."""
 
     @property
     def bound(self) -> bool:
@@ -447,13 +447,15 @@ class Exchange:
         if connection is None:
             return
         body = self._request.body
-        if connection.reused and not self._answered and body.kept is not None and not self._pool.closed:
+        if connection.reused and not self._answered and body.kept is not None:
             # It was closed while idle, which nobody can rule out: the backend has not seen this request.
-            self._upstream = None
-            connection.abort()
-            self._retry = True
-            self._wake()
-            return
+            self.unreached = True
+            if not self._pool.closed:
+                self._upstream = None
+                connection.abort()
+                self._retry = True
+                self._wake()
+                return
         self._fail(f"{what} {'in the middle of' if self.head_sent else 'before'} its answer")
 
     def _fail(self, what: str) -> None:
