@@ -9,6 +9,7 @@ The folder order is the data flow of one request::
 ``scheduler``  what may run, and when: events in, commands out; pure, one mutator
 ``engine``     feeds events to the scheduler and runs its commands
 ``lifecycle``  one operating-system process per instance, behind the Launcher seam
+``keeper``     what memory there is, and what each instance takes of it; ``memory`` and ``devices`` are its parts
 ``backends``   what each server program needs said differently
 ``proxy``      the data plane: bytes between client and backend
 ``control``    snapshots and operator orders over HTTP

@@ -229,21 +229,27 @@ class Engine:
         """Whether the backend is asked if it works before its memory is taken."""
         return self.scheduler.state.instances[instance].spec.probes_busy
 
-    async def load(self, endpoint: EndpointId) -> None:
+    async def load(self, endpoint: EndpointId, asker: str = "juggler load", patience_s: float | None = None) -> None:
         """Have the endpoint's instance loaded, waiting as any request would.
+
+        Args:
+            asker: Who wants it, for the decision log.
+            patience_s: How long to wait for it; None: as long as any request.
 
         Raises:
             JugglerError: It cannot be loaded.
         """
         await self.opened.wait()
-        await self._ask(endpoint, events.Kind.LOAD, NO_WISHES, "")
+        await self._ask(endpoint, events.Kind.LOAD, NO_WISHES, asker, patience_s)
 
     async def _ask(
-        self, endpoint: EndpointId, kind: events.Kind, wishes: Wishes, client: str
+        self, endpoint: EndpointId, kind: events.Kind, wishes: Wishes, client: str, patience_s: float | None = None
     ) -> tuple[RequestId, InstanceId]:
         policy = self.endpoints[endpoint]
         priority = policy.priority if wishes.priority is None else min(wishes.priority, policy.max_priority)
-        timeout_s = policy.timeout_s if wishes.max_wait_s is None else min(wishes.max_wait_s, policy.timeout_s)
+        timeout_s = policy.timeout_s if patience_s is None else patience_s
+        if wishes.max_wait_s is not None:
+            timeout_s = min(timeout_s, wishes.max_wait_s)
         if kind in (events.Kind.WORK, events.Kind.LOAD):
             await self._look_before_load(policy.instance)
         request_id = RequestId(next(self._requests))
@@ -354,7 +360,7 @@ class Engine:
         self.post(events.InstanceReady(self._clock.monotonic(), instance, generation, attached, soft_unload))
         if self.keeper is not None:
             self.keeper.wake()
-            self._background(self.keeper.look_at_page_cache(), "look at the page cache")
+            self._background(self.keeper.files.look(), "look at the page cache")
 
     def attachable(self, instance: InstanceId) -> None:
         self.post(events.AttachOffered(self._clock.monotonic(), instance))
@@ -398,6 +404,8 @@ class Engine:
         if self.keeper is not None:
             self.keeper.gave_back(instance)
         self.post(events.InstanceGone(self._clock.monotonic(), instance, generation))
+        if self.keeper is not None:
+            self.keeper.expect_again(instance)
         self._doubts.end(instance)
 
     def exited(self, instance: InstanceId, generation: int, error: BackendError) -> None:
@@ -466,7 +474,7 @@ class Engine:
             self._begin(command.instance, self._start_when_free(command, self.keeper))
 
     def _start(self, command: commands.StartInstance) -> None:
-        environment = self.keeper.environment(command.placed) if self.keeper is not None else {}
+        environment = self.keeper.environment(command.instance, command.placed) if self.keeper is not None else {}
         self.supervisors[command.instance].start(command.generation, environment)
         self._wake_keeper()
 
@@ -536,7 +544,7 @@ class Engine:
 
     def _on_read_ahead(self, command: commands.ReadAhead) -> None:
         if self.keeper is not None:
-            self.keeper.read_ahead(command.instance)
+            self.keeper.files.read_ahead(command.instance)
         else:
             self.post(events.FilesSeen(self._clock.monotonic(), command.instance, 0.0, finished=True))
 

@@ -8,7 +8,7 @@ Theory of operation. The scheduler decides by footprints and a ledger; the keepe
   given back. Memory that others hold is told to the scheduler, which then decides anew (``before_load``).
 * After a soft unload it looks whether the memory came back; if not, the unload has failed (``unload_failure``).
 * While instances load and run it samples what they hold, corrects the ledger, and remembers it for the next run.
-* While one waits for memory its files are read into the page cache (``read_ahead``).
+* While one waits for memory its files are read into the page cache (``files``).
 
 Nothing here delays a request that needs no load. Where nothing can be measured all of this does nothing, at no cost.
 """
@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,11 @@ from juggler.clock import Clock
 from juggler.config.resolve import ResolvedInstance
 from juggler.ids import InstanceId, PoolId
 from juggler.lifecycle.launcher import Launcher, MachineMemory, PoolUse
-from juggler.lifecycle.page_cache import share_of
 from juggler.memory.choose import RAM, Pools, choose
 from juggler.memory.footprint import MemoryEstimate, Origin
-from juggler.memory.learning import FootprintLearner, FootprintRecord, Phase
+from juggler.memory.learning import NOISE_BYTES, FootprintLearner, FootprintRecord, Phase
 from juggler.memory.store import Learned, LearnedStore, key_of
+from juggler.read_ahead import FileReader
 from juggler.scheduler import events
 from juggler.scheduler.core import Scheduler
 from juggler.scheduler.ledger import Amounts
@@ -42,6 +42,9 @@ from juggler.units import GIB, MIB, SECONDS, format_size
 
 OPEN_LIMIT_S = 10 * SECONDS
 """For finding the pools and reading the heads of model files; what is not known by then is taken as unknown."""
+
+DECLARED_LIMIT_S = 3 * SECONDS
+"""For finding the pools where they are declared: the first requests wait for it, and decisions do without."""
 
 SETTLE_S = 5 * SECONDS
 """Drivers give memory back 0.5 to 1.5 s after a process has ended (memory.md section B)."""
@@ -60,9 +63,6 @@ FREED_SHARE = 0.75
 
 UNLOADED_LEAST = 256 * MIB
 """An unload that should free less than this is not worth verifying: other programs move more."""
-
-ENOUGH_SHARE = 0.98
-"""Of the files in the page cache: the rest is not worth reading."""
 
 _log = logging.getLogger("juggler.memory")
 
@@ -127,8 +127,8 @@ class MemoryKeeper:
         self._measurable: frozenset[PoolId] = frozenset()
         self._left_at = -SETTLE_S
         """When an instance of ours last gave memory back."""
-        self._reading: dict[InstanceId, asyncio.Task[None]] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self.files = FileReader(launcher, self._state, lambda name: self._known[name].files, clock, post)
+        """Reads model files ahead while their endpoint waits."""
         self._woken = asyncio.Event()
         self._load_begins = asyncio.Event()
         """Cuts a pause between two samples short; a forwarded request does not."""
@@ -142,8 +142,7 @@ class MemoryKeeper:
         """Find the pools and the footprints, and tell the scheduler. Bounded by ``OPEN_LIMIT_S``; never raises."""
         try:
             async with asyncio.timeout(OPEN_LIMIT_S):
-                await in_thread(OPEN_LIMIT_S, self._store.load)
-                self._machine = await self._launcher.pools()
+                await asyncio.gather(in_thread(OPEN_LIMIT_S, self._store.load), self._find_machine())
                 await asyncio.gather(*(self._look_at_files(one) for one in self._known.values()))
         except TimeoutError:
             _log.warning("not all of the machine and the models could be looked at within %.0f s", OPEN_LIMIT_S)
@@ -159,10 +158,23 @@ class MemoryKeeper:
         self._post(events.PoolsFound(self._clock.monotonic(), capacity))
         for name in self._known:
             self._expect(name)
-        use = await self._launcher.measure()
+        use = await self._launcher.measure() if self._machine.pools else {}
         self._measurable = frozenset(use) & frozenset(capacity)
+        if self._has_gpus:
+            # Beside a GPU main memory is shared out by what is declared and estimated. What is free of it says little:
+            # most of what models keep there is page cache, which the system drops by itself.
+            self._measurable -= {RAM}
         self._tell_foreign(use)
         _log.info("memory: %s", ", ".join(f"{pool} {format_size(size)}" for pool, size in capacity.items()))
+
+    async def _find_machine(self) -> None:
+        """What the drivers tell; not waited for long where the operator has said how much memory there is."""
+        limit_s = OPEN_LIMIT_S if self._declared is None else DECLARED_LIMIT_S
+        try:
+            async with asyncio.timeout(limit_s):
+                self._machine = await self._launcher.pools()
+        except TimeoutError:
+            _log.warning("the machine's memory could not be looked at within %.0f s: nothing is measured", limit_s)
 
     def _capacity(self) -> Amounts | None:
         """Bytes per pool; None: one exclusive pool."""
@@ -170,8 +182,7 @@ class MemoryKeeper:
             return self._declared
         if not self._automatic or self._machine.troubles or not self._machine.pools:
             return None
-        gpus = [one for one in self._machine.pools if one.pool != RAM]
-        return {one.pool: usable(one.pool, one.total_bytes) for one in gpus or self._machine.pools}
+        return {one.pool: usable(one.pool, one.total_bytes) for one in self._machine.pools}
 
     async def _look_at_files(self, known: _Known) -> None:
         files, estimate = await in_thread(OPEN_LIMIT_S, _files_and_estimate, known.backend)
@@ -207,11 +218,25 @@ class MemoryKeeper:
         now = self._clock.monotonic()
         self._post(events.FootprintExpected(now, name, expected.placements, expected.unloaded, whole, sure))
 
-    def environment(self, placed: Amounts) -> Mapping[str, str]:
-        """What makes a program use the GPUs it was placed on, where there are more; else nothing."""
+    def expect_again(self, name: InstanceId) -> None:
+        """After its end: an instance of which little was known may have been seen for long enough to know better."""
+        known = self._known[name]
+        remembered = self._remembered(known)
+        if known.origin in (Origin.UNKNOWN, Origin.ESTIMATED) and remembered is not None and remembered.footprint.seen:
+            self._expect(name)
+            known.origin = Origin.MEASURED
+
+    def environment(self, name: InstanceId, placed: Amounts) -> Mapping[str, str]:
+        """What makes a program use the GPUs it was placed on, where there are more; else nothing.
+
+        Nothing, too, where the operator's own ``env`` says which GPUs it is to use: half of ours beside it would change
+        what it means.
+        """
         gpus = [one for one in self._machine.pools if one.pool != RAM]
         chosen = [one.placement for one in gpus if placed.get(one.pool, 0)]
         if not chosen or len(chosen) == len(gpus) or any(set(one) != set(chosen[0]) for one in chosen):
+            return {}
+        if any(variable in self._known[name].config.settings.env for variable in chosen[0]):
             return {}
         # Each variable holds a list of GPUs, or what is the same for all of them.
         return {name: ",".join(dict.fromkeys(one[name] for one in chosen)) for name in chosen[0]}
@@ -219,6 +244,10 @@ class MemoryKeeper:
     def origin(self, name: InstanceId) -> Origin:
         """Where the footprint of an instance is known from."""
         return self._known[name].origin
+
+    @property
+    def _has_gpus(self) -> bool:
+        return any(pool != RAM for pool in self._state.ledger.capacity)
 
     # -- before a load and after an unload -------------------------------------------------------------------------
 
@@ -229,7 +258,7 @@ class MemoryKeeper:
 
     async def before_load(self, name: InstanceId, generation: int, needed: Amounts) -> events.StartDeferred | None:
         """Wait until the memory for a load is seen free; what to tell the scheduler if it is not, else None."""
-        self._stop_reading(except_for=name)
+        self.files.stop(except_for=name)
         while True:
             use = await self._launcher.measure()
             short = self._short(self._state.instances[name], needed, use)
@@ -354,7 +383,7 @@ class MemoryKeeper:
                 - (one.free_bytes - self._to_come(pool, one, loading)),
             )
             for pool, one in use.items()
-            if pool in ledger.capacity
+            if pool in self._measurable
         }
 
     def _users(self, use: Mapping[PoolId, PoolUse]) -> dict[PoolId, str]:
@@ -391,8 +420,7 @@ class MemoryKeeper:
                     async with asyncio.timeout(pause_s):
                         await self._load_begins.wait()
         finally:
-            for task in self._tasks:
-                task.cancel()
+            self.files.stop()
 
     def _say_blind(self) -> None:
         """A mistake in here costs the sample, not the program that serves."""
@@ -443,15 +471,17 @@ class MemoryKeeper:
         if not known.shown:
             return
         record = known.learner.record()
+        declared = known.config.memory is not None
         need = record.need()
-        gpus = [pool for pool in self._state.ledger.capacity if pool != RAM]
         seen = {
             pool: need.get(pool, 0) for pool in self._state.ledger.capacity if pool in instance.full or pool in need
         }
-        if gpus:
-            seen.pop(RAM, None)  # beside a GPU it is checked, not shared out
-        if known.config.memory is not None:
-            seen = {pool: size for pool, size in seen.items() if size > instance.full.get(pool, 0)}
+        if RAM in seen and RAM not in self._measurable:
+            seen[RAM] = instance.full.get(RAM, 0)
+        if declared:
+            most = record.most()  # what the operator knows needs no margin
+            more = {pool for pool, size in most.items() if size > instance.full.get(pool, 0) + NOISE_BYTES}
+            seen = {pool: size for pool, size in seen.items() if pool in more}
             if not seen:
                 return
             self._say_too_small(name, known, seen)
@@ -514,51 +544,6 @@ class MemoryKeeper:
             if instance.estimates.arrivals or instance.estimates.load_samples:
                 self._remember(name, ended=False)
         await self._store.save()
-
-    # -- reading ahead -----------------------------------------------------------------------------------------
-
-    def read_ahead(self, name: InstanceId) -> None:
-        """Read an instance's files into the page cache; answered by ``FilesSeen`` in any case."""
-        self._reading[name] = self._own(self._read(name), f"read ahead {name}")
-
-    async def _read(self, name: InstanceId) -> None:
-        files = self._known[name].files
-        share, size = 0.0, 0
-        try:
-            seen = await self._launcher.cached(files)
-            size = sum(one.size_bytes for one in seen)
-            share = share_of(seen) or 0.0
-            if share < ENOUGH_SHARE:
-                read = await self._launcher.prefetch([one.path for one in seen], 1 << 62)
-                told = share_of(await self._launcher.cached(files)) if read else share
-                share = told if told is not None else min(1.0, read / max(size, 1))
-        except OSError as error:
-            _log.info("the files of %s could not be read ahead: %s", name, error)
-        finally:
-            self._reading.pop(name, None)
-            self._post(events.FilesSeen(self._clock.monotonic(), name, share, size, finished=True))
-
-    def _stop_reading(self, *, except_for: InstanceId) -> None:
-        """A load needs the disk for itself."""
-        for name, task in list(self._reading.items()):
-            if name != except_for:
-                task.cancel()
-
-    async def look_at_page_cache(self) -> None:
-        """Tell the scheduler whose files are where, after a load has moved others out."""
-        for name, known in self._known.items():
-            if known.files and self._state.instances[name].residency in GONE and name not in self._reading:
-                seen = await self._launcher.cached(known.files)
-                share = share_of(seen)
-                if share is not None:
-                    size = sum(one.size_bytes for one in seen)
-                    self._post(events.FilesSeen(self._clock.monotonic(), name, share, size))
-
-    def _own(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
 
 
 def usable(pool: PoolId, total_bytes: int) -> int:

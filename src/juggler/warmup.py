@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from juggler.engine import Engine
 from juggler.errors import JugglerError
 from juggler.ids import EndpointId
-from juggler.units import format_duration
+from juggler.units import MINUTES, format_duration
+
+PATIENCE_S = 60 * MINUTES
+"""Clients give up sooner (``queue_timeout``); a warm-up has nobody to tell, and several take their turns."""
 
 _log = logging.getLogger("juggler.warmup")
 
@@ -39,7 +42,7 @@ class Warmup:
             began = time.monotonic()
             entry.state = "loading"
             try:
-                await engine.load(entry.endpoint)
+                await engine.load(entry.endpoint, "warm-up", PATIENCE_S)
             except JugglerError as error:
                 entry.state, entry.error = "failed", error.message
                 _log.warning("warm-up of %s failed: %s", entry.endpoint, error.message)

@@ -21,6 +21,7 @@ from juggler.ids import ANY_GPU, EndpointId, InstanceId, PoolId
 from juggler.keeper import MemoryKeeper, usable
 from juggler.lifecycle.launcher import MachineMemory, MemoryPool, PoolUse
 from juggler.lifecycle.supervisor import Supervisor
+from juggler.memory.choose import RAM
 from juggler.memory.footprint import MemoryEstimate, Origin
 from juggler.memory.store import LearnedStore
 from juggler.scheduler.core import Scheduler
@@ -127,6 +128,7 @@ async def machine(
     prepare: Callable[[Gpu, dict[str, Modelled]], None] | None = None,
     found: MachineMemory | None = None,
     soft: bool = False,
+    declared: Mapping[PoolId, int] | None = None,
     **gpu: Any,
 ) -> AsyncIterator[Machine]:
     """The machine, opened; everything is ended afterwards and what was learned is kept."""
@@ -147,7 +149,7 @@ async def machine(
         LearnedStore(state / "learned.json"),
         clock,
         engine.post,
-        declared=None,
+        declared=declared,
         automatic=True,
     )
     engine.keeper = keeper
@@ -582,12 +584,36 @@ async def test_a_mistake_while_sampling_ends_nothing(tmp_path: Path) -> None:
 
 @virtually
 async def test_main_memory_beside_a_gpu_keeps_nobody_out(tmp_path: Path) -> None:
-    """A footprint per pool names main memory as well, which is not shared out beside a GPU."""
+    """A footprint per pool names main memory as well, of which this machine tells nothing."""
     one = instance("a")
     one = dataclasses.replace(one, memory={GPU0: 8 * GIB, PoolId("ram"): 4 * GIB})
     async with machine(tmp_path, one, sizes={"a": 8 * GIB}) as it:
         await it.load("a")
         assert it.full("a") == {GPU0: 8 * GIB}
+
+
+@virtually
+async def test_declared_pools_do_not_wait_for_a_driver_that_hangs(tmp_path: Path) -> None:
+    """Decisions go on with what is declared; nothing is measured, and nobody is asked again."""
+
+    def hanging(gpu: Gpu, _: dict[str, Modelled]) -> None:
+        async def pools() -> MachineMemory:
+            await asyncio.sleep(3600)
+            raise AssertionError
+
+        gpu.launcher.pools = pools  # type: ignore[method-assign]
+
+    both = [instance(name, 10 * GIB) for name in ("a", "b")]
+    async with machine(
+        tmp_path, *both, instance("c", 20 * GIB), sizes={}, prepare=hanging, declared={GPU0: 24 * GIB}
+    ) as it:
+        assert it.now <= 3.0
+        await it.load("a")
+        await it.load("b")
+        assert it.residency("a") is it.residency("b") is Residency.READY
+        await it.load("c")
+        assert {it.residency("a"), it.residency("b")} <= {Residency.STOPPED, Residency.UNLOADED}
+        assert it.launcher.measured == 0
 
 
 @virtually
@@ -614,7 +640,7 @@ async def test_files_read_in_part_are_not_said_to_be_there(tmp_path: Path) -> No
             return 10**9
 
         it.launcher.prefetch = a_quarter  # type: ignore[assignment,method-assign]
-        it.keeper.read_ahead(InstanceId("a"))
+        it.keeper.files.read_ahead(InstanceId("a"))
         await asyncio.sleep(1)
         assert it.engine.scheduler.state.instances[InstanceId("a")].cached == 0.25
 
@@ -710,12 +736,62 @@ async def test_some_of_several_gpus(tmp_path: Path) -> None:
         )
         for one, uuid in enumerate(("GPU-a", "GPU-b", "GPU-c"))
     )
-    async with machine(tmp_path, instance("a", GIB), sizes={"a": 0}, found=MachineMemory(pools)) as it:
-        two = it.keeper.environment({GPU0: GIB, GPU1: 0, PoolId("gpu2"): GIB})
+    chosen = instance("b", GIB)
+    chosen = dataclasses.replace(
+        chosen, settings=dataclasses.replace(chosen.settings, env={"CUDA_VISIBLE_DEVICES": "1"})
+    )
+    a, b, gpu2 = InstanceId("a"), InstanceId("b"), PoolId("gpu2")
+    async with machine(tmp_path, instance("a", GIB), chosen, sizes={"a": 0}, found=MachineMemory(pools)) as it:
+        two = it.keeper.environment(a, {GPU0: GIB, GPU1: 0, gpu2: GIB})
         assert two == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "GPU-a,GPU-c"}
-        assert it.keeper.environment({GPU1: GIB})["CUDA_VISIBLE_DEVICES"] == "GPU-b"
-        assert it.keeper.environment(dict.fromkeys((GPU0, GPU1, PoolId("gpu2")), GIB)) == {}
-        assert it.keeper.environment({GPU1: 0}) == {}
+        assert it.keeper.environment(a, {GPU1: GIB})["CUDA_VISIBLE_DEVICES"] == "GPU-b"
+        assert it.keeper.environment(a, dict.fromkeys((GPU0, GPU1, gpu2), GIB)) == {}
+        assert it.keeper.environment(a, {GPU1: 0}) == {}
+        assert it.keeper.environment(b, {GPU1: GIB}) == {}, "its `env` says so itself, in its own order"
+
+
+@virtually
+async def test_main_memory_beside_a_gpu_is_shared_out_by_what_is_declared(tmp_path: Path) -> None:
+    """Two models with their experts on the processor fit on the card together, and not into main memory."""
+    found = MachineMemory((MemoryPool(GPU0, "", TOTAL, "k"), MemoryPool(RAM, "", 100 * GIB, "m")))
+    both = [dataclasses.replace(instance(name), memory={GPU0: 8 * GIB, RAM: 50 * GIB}) for name in ("a", "b")]
+    small = dataclasses.replace(instance("c"), memory={GPU0: 2 * GIB, RAM: 20 * GIB})
+    async with machine(
+        tmp_path, *both, small, sizes={"a": 8 * GIB, "b": 8 * GIB, "c": 2 * GIB}, found=found, foreign={"x": 0}
+    ) as it:
+        await it.load("a")
+        await it.load("c")
+        await asyncio.sleep(15)
+        assert it.full("a")[RAM] == 50 * GIB, "measuring its GPU memory does not make it forget"
+        await it.load("b")
+        assert it.residency("a") is Residency.STOPPED
+        assert it.residency("b") is it.residency("c") is Residency.READY
+
+
+@virtually
+async def test_a_declaration_that_is_true_is_not_raised(tmp_path: Path) -> None:
+    """A margin belongs to what was measured, not to what the operator knows; two that fit exactly stay together."""
+    both = [instance(name, 11 * GIB) for name in ("a", "b")]
+    async with machine(tmp_path, *both, sizes={"a": 11 * GIB, "b": 11 * GIB - 8 * MIB}) as it:
+        await it.load("a")
+        await it.load("b")
+        await asyncio.sleep(20)
+        assert it.full("a")[GPU0] == it.full("b")[GPU0] == 11 * GIB
+        assert it.residency("a") is it.residency("b") is Residency.READY
+
+
+@virtually
+async def test_what_was_seen_for_a_moment_is_known_in_this_run_too(tmp_path: Path) -> None:
+    """It was sent away before it was watched for long: the next load reckons with that, not with the whole card."""
+    async with machine(tmp_path, instance("a"), instance("b", 15 * GIB), sizes={"a": 6 * GIB, "b": 15 * GIB}) as it:
+        await it.load("a")
+        await asyncio.sleep(3)
+        await it.unload("a", OrderKind.STOP)
+        assert it.full("a")[GPU0] == pytest.approx(6.25 * GIB, abs=0.1 * GIB)
+        assert it.keeper.origin(InstanceId("a")) is Origin.MEASURED
+        await it.load("b")
+        await it.load("a")
+        assert it.residency("a") is it.residency("b") is Residency.READY
 
 
 def test_shares_left_to_the_system() -> None:

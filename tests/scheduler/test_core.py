@@ -1,5 +1,6 @@
 """The scheduler on scripts: each test is a story of events and the commands they cause."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -347,3 +348,60 @@ def test_a_shutdown_lets_a_job_end_within_its_drain() -> None:
     script.load(A)
     script.post(e.ShutdownRequested(script.now, script.now + 30))
     assert script.tick(30) == [c.StopInstance(A, 1)]
+
+
+@pytest.mark.parametrize(
+    ("end", "outcome"),
+    [
+        (lambda script: (script.leave(1), script.tick(10.0)), "given up: nobody waits for it any more"),
+        (
+            lambda script: script.post(e.OrderGiven(script.now, 1, A, e.OrderKind.STOP)),
+            "given up: by order of the operator",
+        ),
+        (
+            lambda script: script.post(e.ShutdownRequested(script.now, script.now)),
+            "given up: the juggler shuts down",
+        ),
+        (
+            lambda script: (script.leave(1), script.arrive(B)),
+            "given up: nobody waited for it any more, and somebody else needs the memory",
+        ),
+    ],
+)
+def test_every_decision_has_an_outcome_in_the_end(end: Callable[[Script], object], outcome: str) -> None:
+    """A start that is ended before it was through is not "under way" for ever."""
+    script = Script(exclusive(A), exclusive(B))
+    script.arrive(A)
+    first = script.scheduler.state.decisions[0]
+    assert first.outcome == ""
+    end(script)
+    assert first.outcome == outcome
+    assert first.took_s is not None
+
+
+def test_a_plan_that_nobody_needs_any_more_has_an_outcome() -> None:
+    script = Script(exclusive(A), exclusive(B))
+    script.load(A)
+    script.arrive(B)  # A is told to stop
+    decision = script.scheduler.state.decisions[-1]
+    out = script.scheduler.handle(e.ClientLeft(script.now, RequestId(script.requests)))
+    out += script.scheduler.handle(e.InstanceGone(script.now, A, 1))
+    assert decision.outcome == "nobody waits for it any more"
+    assert c.Record(decision) in out
+
+
+def test_who_gives_up_waiting_is_told_how_the_queue_stands() -> None:
+    """And when to come back, from what is known of load and service times."""
+    script = Script(exclusive(A), exclusive(B))
+    script.arrive(A)
+    script.ready(A)
+    script.arrive(B, timeout_s=5.0)
+    script.arrive(B)
+    (reject,) = script.tick(5.0)
+    assert isinstance(reject, c.Reject)
+    queue = reject.error.details["queue"]
+    assert isinstance(queue, dict)
+    assert queue["waiting"] == 1
+    assert queue["expected_wait_s"] > 10.0
+    assert "a: in use" in queue["why"]
+    assert reject.error.retry_after_s == pytest.approx(queue["expected_wait_s"], abs=0.1)

@@ -1,7 +1,7 @@
 """Which footprint to believe, and on which pools it can be placed. Pure.
 
-Main memory is a pool of its own only where it is the only one: what models keep there beside a GPU is checked before
-they are loaded, and mostly page cache that the system drops by itself.
+Main memory is a pool of its own. Beside a GPU it is shared out by what is declared or estimated for it (layers and
+experts that stay on the processor, weights that a sleeping server keeps); what is not known there counts as nothing.
 """
 
 from collections.abc import Mapping
@@ -52,7 +52,11 @@ def choose(
     if declared is not None:
         return Footprint(_placed(declared, pools), Origin.DECLARED, unloaded)
     if learned is not None:
-        return Footprint(_again(learned, pools), Origin.LEARNED, unloaded)
+        beside = estimate.ram_bytes if estimate is not None and pools.gpus and RAM not in learned else 0
+        ways = _again(learned, pools)
+        if beside and RAM in pools.capacity:  # what is measured of a program beside a GPU is its GPU memory
+            ways = tuple({**way, RAM: min(beside, pools.capacity[RAM])} for way in ways)
+        return Footprint(ways, Origin.LEARNED, unloaded)
     if estimate is not None:
         return Footprint(_estimated(estimate, pools), Origin.ESTIMATED, unloaded)
     return Footprint((_everything(pools),), Origin.UNKNOWN, unloaded)

@@ -44,13 +44,17 @@ class FootprintRecord:
     seen: int = 0
     """Runs that it comes from."""
 
-    def need(self) -> dict[PoolId, int]:
-        """What must be free for it; empty if it was never seen ready."""
+    def most(self) -> dict[PoolId, int]:
+        """The most that it was seen to hold; empty if it was never seen ready."""
         if not self.seen:
             return {}
         pools = dict.fromkeys([*self.peak_load, *self.steady, *self.peak_run])
         sizes = {pool: max(one.get(pool, 0) for one in (self.peak_load, self.steady, self.peak_run)) for pool in pools}
-        return {pool: size + margin_bytes(size) for pool, size in sizes.items() if size >= NOISE_BYTES}
+        return {pool: size for pool, size in sizes.items() if size >= NOISE_BYTES}
+
+    def need(self) -> dict[PoolId, int]:
+        """What must be free for it; empty if it was never seen ready."""
+        return {pool: size + margin_bytes(size) for pool, size in self.most().items()}
 
 
 def margin_bytes(size: int) -> int:

@@ -1,5 +1,7 @@
 """May a request wait at all? Pure; every refusal is an error that says whose limit it was."""
 
+from typing import TypedDict
+
 from juggler.errors import BackendError, DoesNotFit, JugglerError, NotReady, QueueFull, ShuttingDown
 from juggler.scheduler.events import Kind
 from juggler.scheduler.explain import outlook
@@ -10,6 +12,13 @@ from juggler.units import format_duration, format_size
 
 RETRY_AFTER_MOST_S = 120.0
 """A queue may be gone long before its estimate says so: nobody shall be kept away for longer."""
+
+
+class QueueView(TypedDict):
+    """Arguments of an error."""
+
+    retry_after_s: float
+    details: dict[str, object]
 
 
 def refusal(state: SchedulerState, instance: Instance, kind: Kind, now: float) -> JugglerError | None:
@@ -58,8 +67,15 @@ def _queue_full(state: SchedulerState, instance: Instance, now: float) -> Juggle
         f"{waiting} requests already wait for {instance.spec.name!r}, the most its queue_limit allows",
         endpoint=instance.spec.name,
         phase="queued",
-        retry_after_s=max(1.0, min(outlook(state, instance, now).expected_s, RETRY_AFTER_MOST_S)),
+        **queue_view(state, instance, now),
     )
+
+
+def queue_view(state: SchedulerState, instance: Instance, now: float) -> QueueView:
+    """For the error of one who does not wait, or no longer: how the queue stands, and when to come back."""
+    ahead = outlook(state, instance, now)
+    view = {"waiting": len(instance.queue), "expected_wait_s": round(ahead.expected_s, 1), "why": ahead.why}
+    return {"retry_after_s": max(1.0, min(ahead.expected_s, RETRY_AFTER_MOST_S)), "details": {"queue": view}}
 
 
 def _not_ready(instance: Instance, now: float) -> JugglerError:

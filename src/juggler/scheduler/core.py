@@ -11,7 +11,7 @@ from typing import Any
 
 from juggler.errors import BackendStopped, InvalidTransition, QueueTimeout, ShuttingDown
 from juggler.ids import InstanceId
-from juggler.scheduler.admission import RETRY_AFTER_MOST_S, failed_recently, queue_timeout_text, refusal
+from juggler.scheduler.admission import failed_recently, queue_timeout_text, queue_view, refusal
 from juggler.scheduler.attach import attach, on_attached, on_missed, on_unload_refused
 from juggler.scheduler.commands import (
     Command,
@@ -24,7 +24,7 @@ from juggler.scheduler.commands import (
     SetTimer,
     StopInstance,
 )
-from juggler.scheduler.decide import DecisionPass, forward
+from juggler.scheduler.decide import DecisionPass, forward, settle
 from juggler.scheduler.events import (
     AttachMissed,
     AttachOffered,
@@ -52,7 +52,6 @@ from juggler.scheduler.events import (
     TimerFired,
     UnloadFailed,
 )
-from juggler.scheduler.explain import outlook
 from juggler.scheduler.failures import note_failure, tries_again
 from juggler.scheduler.foreign import believe
 from juggler.scheduler.ledger import Amounts, Ledger
@@ -241,14 +240,7 @@ class Scheduler:
         else:
             instance.estimates.loaded(seconds, instance.cached_at_start)
             instance.cached, instance.read_ahead, instance.read_whole = 1.0, False, False
-        self._settle(instance, "ready", now, out)
-
-    def _settle(self, instance: Instance, outcome: str, now: float, out: list[Command]) -> None:
-        """Note what came of the decision that a start came from."""
-        decision, instance.swap = instance.swap, None
-        if decision is not None:
-            decision.took_s, decision.outcome = now - decision.at, outcome
-            out.append(Record(decision))
+        settle(instance, "ready", now, out)
 
     def _on_start_deferred(self, event: StartDeferred, out: list[Command]) -> None:
         instance = self._reported(event.instance, event.generation, Move.DEFERRED)
@@ -256,7 +248,7 @@ class Scheduler:
             return
         believe(self.state, event)
         self.state.move(instance, Move.DEFERRED, event.now)
-        self._settle(instance, "deferred: the memory was measured to be taken by others", event.now, out)
+        settle(instance, "deferred: the memory was measured to be taken by others", event.now, out)
         self._decide(event.now, out)
 
     def _on_pools_measured(self, event: PoolsMeasured, out: list[Command]) -> None:
@@ -314,7 +306,7 @@ class Scheduler:
             return
         again = tries_again(self.state, instance, event.error)
         self.state.move(instance, Move.START_FAILED, event.now)
-        self._settle(instance, event.error.message, event.now, out)
+        settle(instance, event.error.message, event.now, out)
         note_failure(self.state, instance, event.error, event.now)
         if again:
             instance.retry_at = event.now
@@ -463,7 +455,7 @@ class Scheduler:
                     queue_timeout_text(instance.spec.name, now - waiting.arrived_at),
                     endpoint=instance.spec.name,
                     phase="starting" if instance.residency not in UP | GONE | LEAVING else "queued",
-                    retry_after_s=max(1.0, min(outlook(self.state, instance, now).expected_s, RETRY_AFTER_MOST_S)),
+                    **queue_view(self.state, instance, now),
                 )
                 decision_pass.out.append(Reject(waiting.id, error))
 

@@ -41,6 +41,14 @@ from juggler.scheduler.state import Instance, Plan, Probe, SchedulerState
 from juggler.scheduler.swaps import SwapPlanner
 from juggler.scheduler.transitions import LEAVING, LOADABLE, LOADING, Move, Residency
 
+GIVEN_UP = {
+    "request": "nobody waited for it any more, and somebody else needs the memory",
+    "operator": "by order of the operator",
+    "shutdown": "the juggler shuts down",
+    "abandoned": "nobody waits for it any more",
+}
+"""Why a start was ended before it was through, by the cause of that decision."""
+
 ANY_PRIORITY = -(2**31)
 """For gates shut by order: nobody passes them anyway, their hard stop is now."""
 
@@ -193,6 +201,7 @@ class DecisionPass:
         """
         modes: list[tuple[InstanceId, Mode]] = []
         for victim, wanted in victims:
+            settle(victim, f"given up: {GIVEN_UP.get(cause, cause)}", self.now, self.out)
             mode = wanted if victim.attached or self.state.residue_fits(victim) else Mode.STOP
             modes.append((victim.id, mode))
             if mode is Mode.UNLOAD:
@@ -244,7 +253,7 @@ class DecisionPass:
     def _drop(self, plan: Plan, why: str) -> None:
         del self.state.plans[plan.target]
         if plan.decision is not None:
-            plan.decision.outcome = why
+            conclude(plan.decision, why, self.now, self.out)
 
     def _pool_is_free_of_loads(self, target: Instance, pools: set[PoolId]) -> bool:
         """Loads that need the pool for themselves follow one another; one that nobody waits for any more gives way."""
@@ -313,6 +322,19 @@ class DecisionPass:
         elif self.drained(instance):
             mode = Mode.UNLOAD if instance.soft_unload else Mode.STOP
             self.send_away([(instance, mode)], cause="idle")
+
+
+def settle(instance: Instance, outcome: str, now: float, out: list[Command]) -> None:
+    """Note what came of the decision that the instance's start under way came from, if it is under way."""
+    decision, instance.swap = instance.swap, None
+    if decision is not None:
+        conclude(decision, outcome, now, out)
+
+
+def conclude(decision: Decision, outcome: str, now: float, out: list[Command]) -> None:
+    """Note what came of a decision, and have it logged."""
+    decision.took_s, decision.outcome = now - decision.at, outcome
+    out.append(Record(decision))
 
 
 def forward(instance: Instance, waiting: Waiting, now: float, out: list[Command]) -> None:

@@ -83,9 +83,9 @@ class Policy:
 
 
 DIALS = {"fair": 0.5, "balanced": 1.75, "throughput": 3.0}
-"""``kappa`` by the name of the dial. Of two clients that ask again at once one waits ``kappa`` round trips per turn, half
-a round trip of it while the other's model loads: ``(kappa - 0.5) / kappa`` of the time is serving. ``balanced`` is about
-the least that serves for 70 % of it."""
+"""``kappa`` by the name of the dial. Of two clients that ask again at once one waits ``kappa`` round trips per turn,
+half a round trip of it while the other's model loads: ``(kappa - 0.5) / kappa`` of the time is serving. ``balanced``
+is about the least that serves for 70 % of it."""
 
 
 def weight_of(priority: int, policy: Policy) -> float:

@@ -104,3 +104,13 @@ def test_two_sizes_of_one_pool_are_added() -> None:
     found = choose(Pools({RAM: 64}), declared={ANY_GPU: 5, RAM: 4}, declared_unloaded={ANY_GPU: 1, RAM: 2})
     assert found.placements == ({RAM: 9},)
     assert found.unloaded == {RAM: 3}
+
+
+def test_what_is_not_measured_beside_a_gpu_stays_estimated() -> None:
+    """A program's GPU memory is learned; what of its weights is in main memory is still known from its files."""
+    pools = Pools({GPU0: 24 * GIB, RAM: 64 * GIB})
+    estimate = MemoryEstimate(gpu_bytes=9 * GIB, ram_bytes=30 * GIB)
+    footprint = choose(pools, learned={GPU0: 8 * GIB}, estimate=estimate)
+    assert footprint.origin is Origin.LEARNED
+    assert footprint.placements == ({GPU0: 8 * GIB, RAM: 30 * GIB},)
+    assert choose(pools, learned={GPU0: 8 * GIB}).placements == ({GPU0: 8 * GIB},)
