@@ -1,17 +1,25 @@
 """May a request wait at all? Pure; every refusal is an error that says whose limit it was."""
 
+from collections.abc import Iterable, Sequence
 from typing import TypedDict
 
 from juggler.errors import BackendError, DoesNotFit, JugglerError, NotReady, QueueFull, ShuttingDown
+from juggler.ids import PoolId
 from juggler.scheduler.events import Kind
 from juggler.scheduler.explain import outlook
-from juggler.scheduler.ledger import EXCLUSIVE_POOL, shortage
+from juggler.scheduler.ledger import EXCLUSIVE_POOL, Amounts, shortage
 from juggler.scheduler.state import Instance, SchedulerState
 from juggler.scheduler.transitions import GONE, LOADING, Residency
 from juggler.units import format_duration, format_size
 
 RETRY_AFTER_MOST_S = 120.0
 """A queue may be gone long before its estimate says so: nobody shall be kept away for longer."""
+
+TOO_LARGE_HINT = "raise memory.pools, lower the endpoint's memory, or free what it must share with"
+ATTACHED_HINT = (
+    "the attached server cannot free its memory: end it by hand, or tell the juggler how it can (`unload`, for type "
+    "command)"
+)
 
 
 class QueueView(TypedDict):
@@ -30,7 +38,7 @@ def refusal(state: SchedulerState, instance: Instance, kind: Kind, now: float) -
     if instance.residency not in GONE and instance.failure is None:
         return _queue_full(state, instance, now)
     if instance.failure is not None and now < instance.retry_at and not instance.spec.attaches:
-        return failed_recently(instance, now)
+        return _held_off(instance, now)
     return does_not_fit(state, instance) or _queue_full(state, instance, now)
 
 
@@ -44,14 +52,25 @@ def answers_light(instance: Instance) -> bool:
 
 def failed_recently(instance: Instance, now: float) -> JugglerError:
     """The last failure again, with the time of the next try."""
-    failure = instance.failure
+    assert instance.failure is not None
+    return _once_more(instance.failure, instance.failure.message, instance.failure.hint, instance.retry_at - now)
+
+
+def _held_off(instance: Instance, now: float) -> JugglerError:
+    """The same for one that came during the pause after it, with the end of that pause."""
+    failure, pause_s = instance.failure, instance.retry_at - now
     assert failure is not None
+    text = f"{instance.spec.name!r} failed, and is started again in {format_duration(pause_s)}: {failure.message}"
+    return _once_more(failure, text, failure.hint or "`juggler load` starts it at once", pause_s)
+
+
+def _once_more(failure: BackendError, message: str, hint: str | None, pause_s: float) -> JugglerError:
     error: BackendError = type(failure)(
-        failure.message,
-        hint=failure.hint,
+        message,
+        hint=hint,
         endpoint=failure.endpoint,
         phase=failure.phase,
-        retry_after_s=max(instance.retry_at - now, failure.retry_after_s or 0.0),
+        retry_after_s=max(pause_s, failure.retry_after_s or 0.0),
         exit_status=failure.exit_status,
         log_tail=failure.log_tail,
         details=failure.details,
@@ -104,26 +123,50 @@ def does_not_fit(state: SchedulerState, instance: Instance) -> JugglerError | No
         return None
     possible = [way for way in ways if not shortage(way, capacity)]
     need = min(possible or ways, key=lambda way: sum(shortage(way, capacity).values()))
-    missing = shortage(need, capacity)
-    pools = ", ".join(
-        f"{pool} has {format_size(capacity.get(pool, 0))}, it needs {format_size(size)}"
-        for pool, size in need.items()
-        if pool in missing or (not missing and pool != EXCLUSIVE_POOL)
-    )
-    beside = ""
-    if not missing:
+    unknown = [pool for pool, size in need.items() if size and pool not in capacity]
+    if unknown:
+        why = f": there is no pool {' or '.join(unknown)} (there is {' and '.join(capacity)})"
+        hint = "give the endpoint's memory on a pool that there is, or declare the pool in memory.pools"
+    elif shortage(need, capacity):
+        why = f": {_too_little(need, capacity, shortage(need, capacity))}"
+        hint = TOO_LARGE_HINT
+    else:
         staying = [other for other in state.instances.values() if other is not instance and any(other.stays().values())]
-        names = ", ".join(f"{'pinned' if other.spec.pinned else 'attached'} {other.spec.name!r}" for other in staying)
-        beside = f" beside the {names}"
+        short = [pool for pool in shortage(need, left) if pool != EXCLUSIVE_POOL]
+        why = f": {_too_little(need, capacity, short, staying)}"
+        if not short:
+            why = f" beside the {', '.join(_kept_name(other) for other in staying)}"
+        attached = any(other.attached and not other.yields for other in staying)
+        hint = ATTACHED_HINT if attached else TOO_LARGE_HINT
     return DoesNotFit(
-        f"{instance.spec.name!r} can never be loaded{beside}{': ' + pools if pools else ''}",
+        f"{instance.spec.name!r} can never be loaded{why}",
         endpoint=instance.spec.name,
         phase="queued",
-        hint="raise memory.pools, lower the endpoint's memory, or free what it must share with",
+        hint=hint,
     )
 
 
-def queue_timeout_text(name: str, waited_s: float) -> str:
-    """For the error of a request that waited too long."""
-    waited = format_duration(waited_s)
-    return f"the request waited {waited} for {name!r}, as long as queue_timeout or its own X-Juggler-Max-Wait allows"
+def _too_little(need: Amounts, capacity: Amounts, pools: Iterable[PoolId], staying: Sequence[Instance] = ()) -> str:
+    """What it needs of these pools, what there is, and who keeps how much of it."""
+    parts = []
+    for pool in pools:
+        kept = [(format_size(other.stays().get(pool, 0)), other) for other in staying if other.stays().get(pool, 0)]
+        held = "".join(f", {size} of it held by the {_kept_name(other)}" for size, other in kept)
+        parts.append(f"{pool} has {format_size(capacity.get(pool, 0))}{held}, it needs {format_size(need[pool])}")
+    return "; ".join(parts)
+
+
+def _kept_name(instance: Instance) -> str:
+    return f"{'pinned' if instance.spec.pinned else 'attached'} {instance.spec.name!r}"
+
+
+def queue_timeout_text(name: str, waited_s: float, own_limit: bool | None) -> str:
+    """For the error of a request that waited too long.
+
+    Args:
+        own_limit: It was its own header that set the limit; None: not known.
+    """
+    whose = "queue_timeout or its own X-Juggler-Max-Wait"
+    if own_limit is not None:
+        whose = "its own X-Juggler-Max-Wait" if own_limit else "queue_timeout"
+    return f"the request waited {format_duration(waited_s)} for {name!r}, as long as {whose} allows"

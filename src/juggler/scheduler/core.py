@@ -144,6 +144,7 @@ class Scheduler:
             timeout_at=now + event.timeout_s,
             weight=weight_of(event.priority, state.policy),
             client=event.client,
+            own_limit=event.own_limit,
         )
         state.requests[waiting.id] = waiting
         if event.kind is Kind.LIGHT or event.kind is Kind.HELD_OPEN:
@@ -452,7 +453,7 @@ class Scheduler:
                 waiting = instance.queue.next_timeout()
                 del self.state.requests[waiting.id]
                 error = QueueTimeout(
-                    queue_timeout_text(instance.spec.name, now - waiting.arrived_at),
+                    queue_timeout_text(instance.spec.name, now - waiting.arrived_at, waiting.own_limit),
                     endpoint=instance.spec.name,
                     phase="starting" if instance.residency not in UP | GONE | LEAVING else "queued",
                     **queue_view(self.state, instance, now),
@@ -470,7 +471,8 @@ class Scheduler:
             if not over and self._works(instance, decision_pass):
                 decision_pass.note(state.drain_until)
             else:
-                decision_pass.send_away([(instance, Mode.STOP)], cause="shutdown")
+                theirs = instance.attached or instance.residency is Residency.ATTACHING
+                decision_pass.send_away([(instance, Mode.STOP)], cause="let go" if theirs else "shutdown")
         if not state.finished and all(one.residency in GONE for one in state.instances.values()):
             state.finished = True
             decision_pass.out.append(FinishShutdown())

@@ -51,6 +51,8 @@ class RequestArrived:
     """After this much waiting the request is refused."""
     client: str = ""
     """Who asks, as far as can be told: think times are learned per client and instance. Empty: nobody in particular."""
+    own_limit: bool | None = None
+    """``timeout_s`` is the request's own wish, not the operator's limit; None: not known."""
 
 
 @dataclass(frozen=True, slots=True)

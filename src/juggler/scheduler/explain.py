@@ -23,7 +23,9 @@ def outlook(state: SchedulerState, instance: Instance, now: float) -> Outlook:
     serve_s = work_s(instance)
     if instance.residency is Residency.READY:
         busy = len(instance.running) >= instance.spec.slots
-        why = f"all its {instance.spec.slots} slots are in use" if busy else ""
+        slots = instance.spec.slots
+        all_used = "its only slot is in use" if slots == 1 else f"all its {slots} slots are in use"
+        why = all_used if busy else ""
         return Outlook(why if len(instance.queue) else "", serve_s)
     load_s = instance.load_s()
     if instance.residency in LOADING:

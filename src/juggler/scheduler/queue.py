@@ -33,6 +33,8 @@ class Waiting:
     forwarded_at: float | None = None
     answering: bool = False
     """The first byte of the answer has come."""
+    own_limit: bool | None = None
+    """``timeout_at`` is the request's own wish, not the operator's limit; None: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +140,7 @@ class RequestQueue:
 
     def oldest(self) -> Waiting | None:
         """Who has waited longest."""
-        firsts = (next(iter(same.values())) for same in self._by_priority.values())
-        return min(firsts, key=lambda one: one.arrived_at, default=None)
+        return next(iter(self._index.values()), None)  # a dict keeps the order in which they came
 
     def oldest_arrival(self) -> float | None:
         oldest = self.oldest()

@@ -15,7 +15,7 @@ from juggler.scheduler.attach import holders, reject_for
 from juggler.scheduler.commands import Considered, MeasurePools, Mode, ReadAhead, Reject
 from juggler.scheduler.eviction import Candidate, VictimSet, cheapest
 from juggler.scheduler.foreign import blamed_on_others, reject_for_foreign_users
-from juggler.scheduler.ledger import Amounts, claimed_from, reduced, shortage
+from juggler.scheduler.ledger import NOTHING, Amounts, claimed_from, reduced, shortage
 from juggler.scheduler.queue import Gate
 from juggler.scheduler.state import Instance, Plan, Probe
 from juggler.scheduler.transitions import GONE, LEAVING, LOADABLE, LOADING, Residency
@@ -55,6 +55,14 @@ class SwapPlanner:
         self._lasting: Amounts = {}
         """What can be had of the pools at all: beside those that are pinned or cannot free anything."""
         self._residents: list[Instance] = []
+        self._obtainable: list[Instance] = []
+        """Residents that somebody may get: the same for all who are blocked, found out once."""
+        self._loading: list[Instance] = []
+        """Residents that load for others, and may be got by who is overdue."""
+        self._leaving: list[Instance] = []
+        """Residents on their way out."""
+        self._may_be_blamed = False
+        """Somebody's memory stands in the way and cannot be had, by a stranger or an attached server that refused."""
         self._reserved: set[InstanceId] = set()
         """Whom nobody else can have: victims of plans and of the more urgent, and the more urgent themselves."""
         self._reading = False
@@ -76,6 +84,11 @@ class SwapPlanner:
         for claim in state.claimed().values():
             self._claim(claim)
         self._lasting = state.lasting()
+        self._obtainable = [one for one in self._residents if self._value.excluded(one) is None]
+        self._loading = [one for one in self._residents if self._value.loads_for_others(one)]
+        self._leaving = [one for one in self._residents if one.residency in LEAVING]
+        refused = any(one.attached and one.holds_on_until > self.now for one in self._residents)
+        self._may_be_blamed = refused or bool(state.ledger.foreign)
         self._ask_the_busy()
         for wanting in blocked:
             self._plan_for(wanting)
@@ -92,6 +105,10 @@ class SwapPlanner:
 
     def _plan_for(self, wanting: Instance) -> None:
         self._reserved.add(wanting.id)
+        if self._nothing_left_for(wanting):
+            self._read_ahead(wanting)
+            self._stand_in_line(wanting, NOTHING)
+            return
         ways = [(way, self._need(wanting, way)) for way in wanting.ways_to_load()]
         fitting = [way for way, need in ways if not shortage(need, self._available)]
         if fitting:
@@ -101,12 +118,12 @@ class SwapPlanner:
             self._claim(self._need(wanting, wanting.full))
             return
         self._read_ahead(wanting)
-        others = [one for one in self._residents if one.id not in self._reserved]
-        if not others and not self.state.ledger.foreign:
+        leaving = [one for one in self._leaving if one.id not in self._reserved]
+        candidates = self._candidates(wanting)
+        if not candidates and not leaving and not self._may_be_blamed:
             self._stand_in_line(wanting, ways[0][1])
             return
-        candidates = [one for one in (self._value.candidate(other, wanting) for other in others) if one is not None]
-        way = min((self._assess(way, need, others, candidates) for way, need in ways), key=_rank)
+        way = min((self._assess(way, need, leaving, candidates) for way, need in ways), key=_rank)
         if self._foreign_memory_is_in_question(way.missing):
             self._claim(way.need)
             going = [victim for victim, _ in way.choice.victims] if way.choice is not None else []
@@ -129,13 +146,36 @@ class SwapPlanner:
             self._claim(way.need)
             self._take(wanting, way, way.choice.victims)
 
+    def _nothing_left_for(self, wanting: Instance) -> bool:
+        """Whether those who are more urgent got everything, so that it need not be looked at closely."""
+        if self._may_be_blamed or any(size > 0 for size in self._available.values()):
+            return False
+        if wanting.residency not in GONE or not all(any(way.values()) for way in wanting.placements):
+            return False  # it may need nothing that it does not have
+        return not any(one.id not in self._reserved for one in (*self._obtainable, *self._leaving, *self._loading))
+
+    def _candidates(self, wanting: Instance) -> list[Candidate]:
+        """Whom it could be given the memory of.
+
+        One that loads for others is waited for by who is overdue, until it has had its turn: lest they be passed by
+        for ever.
+        """
+        others = [one for one in self._obtainable if one.id not in self._reserved]
+        if self._loading:
+            due = wanting.queue.earliest_due()
+            if due is not None and due <= self.now:
+                others += [one for one in self._loading if one.id not in self._reserved]
+        return [self._value.candidate(other, wanting) for other in others]
+
     def _need(self, wanting: Instance, way: Amounts) -> Amounts:
         need = reduced(way, wanting.residue) if wanting.residency is Residency.UNLOADED else way
         return {pool: size for pool, size in need.items() if size}
 
-    def _assess(self, way: Amounts, need: Amounts, others: Sequence[Instance], candidates: Sequence[Candidate]) -> _Way:
-        leaving, missing = self._leaving_anyway(others, shortage(need, self._available))
-        return _Way(way, need, leaving, missing, cheapest(missing, candidates) if missing else None)
+    def _assess(
+        self, way: Amounts, need: Amounts, leaving: Sequence[Instance], candidates: Sequence[Candidate]
+    ) -> _Way:
+        going, missing = self._leaving_anyway(leaving, shortage(need, self._available))
+        return _Way(way, need, going, missing, cheapest(missing, candidates) if missing else None)
 
     def _cannot_load(self, wanting: Instance, way: _Way, candidates: Sequence[Candidate]) -> None:
         """Even everybody who could go would not be enough: somebody must be waited for, or nothing can be done."""
@@ -155,10 +195,11 @@ class SwapPlanner:
             if error is not None:  # it was let in before its footprint grew, or before somebody was pinned beside it
                 self._give_up(wanting, error)
                 return
-        if self._overdue(wanting):
+        due = wanting.queue.earliest_due()
+        if due is not None and due <= self.now:
             self._claim(need)
         else:
-            self._pass.note(wanting.queue.earliest_due())
+            self._pass.note(due)
 
     def _give_up(self, wanting: Instance, error: JugglerError) -> None:
         """It can never be loaded where it is. What sleeps is stopped, to be started elsewhere; else all are refused."""
@@ -183,23 +224,21 @@ class SwapPlanner:
         return True
 
     def _leaving_anyway(
-        self, others: Sequence[Instance], missing: dict[PoolId, int]
+        self, leaving: Sequence[Instance], missing: dict[PoolId, int]
     ) -> tuple[Going, dict[PoolId, int]]:
-        """Who is on the way out for reasons of its own and frees some of what is missing; what is missing beyond it.
+        """Of those on their way out anyway, who frees some of what is missing; what is missing beyond it.
 
         A failed start is still being cleared away when the next one is decided on: nobody shall go in its place.
         """
-        leaving: list[tuple[InstanceId, Mode]] = []
-        for other in others:
+        going: list[tuple[InstanceId, Mode]] = []
+        for other in leaving:
             if not missing:
                 break
-            if other.residency not in LEAVING:
-                continue
             freed = self.state.on_its_way(other)
             if any(freed.get(pool, 0) for pool in missing):
-                leaving.append((other.id, Mode.UNLOAD if other.residency is Residency.UNLOADING else Mode.STOP))
+                going.append((other.id, Mode.UNLOAD if other.residency is Residency.UNLOADING else Mode.STOP))
                 missing = shortage(missing, freed)
-        return tuple(leaving), missing
+        return tuple(going), missing
 
     # -- order -------------------------------------------------------------------------------------------------
 
@@ -222,10 +261,6 @@ class SwapPlanner:
         work = max(instance.load_s() + work_s(instance), 0.001)
         score = queue.waited(self.now) / work + queue.weight()
         return (1, -score, queue.oldest_arrival() or 0.0, instance.id)
-
-    def _overdue(self, instance: Instance) -> bool:
-        due = instance.queue.earliest_due()
-        return due is not None and due <= self.now
 
     # -- taking ------------------------------------------------------------------------------------------------
 

@@ -44,10 +44,8 @@ class Valuation:
         self.now = now
         self.waiting = waiting
 
-    def candidate(self, other: Instance, wanting: Instance) -> Candidate | None:
-        """A resident as a victim; None if it can be none."""
-        if self.excluded(other) is not None and not self._soon_in_use(other, wanting):
-            return None
+    def candidate(self, other: Instance, wanting: Instance) -> Candidate:
+        """A resident that is not excluded, or loads for others, as a victim."""
         soft = other.freed_by(Mode.UNLOAD) if other.soft_unload and other.up else None
         at, cost = self.may_take(other, wanting).at, self.cost(other)
         in_use = cost >= IN_USE_COST
@@ -55,12 +53,11 @@ class Valuation:
             cost = IN_USE_COST / 2
         return Candidate(other.id, at, cost, other.last_used, soft, other.freed_by(Mode.STOP), in_use)
 
-    def _soon_in_use(self, other: Instance, wanting: Instance) -> bool:
-        """Whether one that loads for somebody is waited for: by who is overdue, lest it be passed by time and again."""
-        due = wanting.queue.earliest_due()
-        if due is None or due > self.now or other.spec.pinned or other.order is not None or other.attached:
+    def loads_for_others(self, other: Instance) -> bool:
+        """Whether requests wait for its load: nobody gets it before it has served them."""
+        if other.residency not in LOADING or not len(other.queue):
             return False
-        return other.residency in LOADING and len(other.queue) > 0
+        return not (other.spec.pinned or other.order is not None or other.attached)
 
     def excluded(self, other: Instance) -> str | None:
         """Why a resident cannot be had for anybody; None if it can."""
