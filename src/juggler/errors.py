@@ -24,6 +24,8 @@ class JugglerError(Exception):
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
+    repeatable: ClassVar[bool] = True
+    """Whether a client library may repeat the request unasked, where ``retry_after_s`` says when."""
 
     def __init__(
         self,
@@ -106,6 +108,12 @@ class NotReady(AdmissionError):
     code = "not_ready"
 
 
+class NotLoaded(NotReady):
+    """As ``NotReady``, and nothing loads it: asking again changes nothing."""
+
+    repeatable = False
+
+
 class ShuttingDown(AdmissionError):
     """The juggler is going down and takes no new work."""
 
@@ -129,12 +137,15 @@ class StartFailed(BackendError):
     """The process could not be started, ended before it was ready, or failed again too recently."""
 
     code = "backend_start_failed"
+    repeatable = False
+    """Each try would cost a whole load, and mostly fail as the one before."""
 
 
 class AttachFailed(BackendError):
     """The server to attach to does not answer, or is another program. The operator's to start."""
 
     code = "backend_unreachable"
+    repeatable = False
 
 
 class ReadyTimeout(StartFailed):

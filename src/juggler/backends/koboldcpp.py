@@ -126,7 +126,7 @@ class KoboldCppBackend(Backend):
     has_ui = True
     version_arguments: ClassVar[tuple[str, ...] | None] = ("--version",)
     help_arguments: ClassVar[tuple[str, ...] | None] = ("--help",)
-    traffic = TrafficTable(_rules())
+    traffic = TrafficTable(_rules(), no_store_everywhere=True)
 
     def __init__(self, settings: BackendSettings) -> None:
         super().__init__(settings)

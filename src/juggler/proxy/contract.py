@@ -33,6 +33,8 @@ class Route:
     cacheable: bool = False
     """A light GET or HEAD whose answer is not about this very moment: while the backend is down, an earlier reply
     may stand in for it (``proxy.replies``)."""
+    no_store_everywhere: bool = False
+    """The backend forbids to keep any of its answers, whatever they are: that is no reason not to."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ origins and the address the client used all keep their replies apart, also those
 reply is not found. The keys hold a digest, not the credentials.
 
 Unlike a cache on the way (RFC 9111) this one speaks for the origin: ``no-cache`` and ages do not count, ``no-store``
-and ``private`` do.
+and ``private`` do; but ``no-store`` does not where a program says so of everything (koboldcpp).
 """
 
 import hashlib
@@ -232,7 +232,7 @@ class Recorder:
 
     def begin(self, answer: ResponseHead) -> bool:
         """The answer's head has come. False: it is not kept, and nothing more is to be told."""
-        if answer.status != 200 or not _may_be_kept(answer.fields):
+        if answer.status != 200 or not _may_be_kept(answer.fields, self._route.no_store_everywhere):
             if answer.status == 200 or answer.status in _REFUSED:
                 self._replies.forget(self._replies.key(self._route, self._head))
             return False
@@ -275,14 +275,15 @@ def _has_field(fields: Iterable[Field], wanted: bytes) -> bool:
     return any(name.lower() == wanted for _, name, _ in fields)
 
 
-def _may_be_kept(fields: Iterable[Field]) -> bool:
+def _may_be_kept(fields: Iterable[Field], no_store_everywhere: bool) -> bool:
     """Whether nothing in an answer's fields forbids to show it again."""
+    forbidding = {b"private"} if no_store_everywhere else {b"no-store", b"private"}
     for _, name, value in fields:
         lowered = name.lower()
         if lowered == b"set-cookie":
             return False
         if lowered == b"cache-control":
-            if not {b"no-store", b"private"}.isdisjoint(_words(value)):
+            if not forbidding.isdisjoint(_words(value)):
                 return False
         elif lowered == b"vary":
             if any(word in _UNTOLD or word in _NO_SAY or word.startswith(_NO_SAY_PREFIXES) for word in _words(value)):

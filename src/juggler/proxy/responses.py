@@ -36,12 +36,11 @@ def error_response(
     """
     body = to_json(error_body(error, path))
     fields = [("X-Juggler", "error"), *added]
-    retry_after_s = _finite(error.retry_after_s)
+    retry_after_s = _retry_after_s(error)
     if retry_after_s is not None:
-        # Whole seconds (RFC 9110 10.2.3); "0" makes clients come back in the same instant, again and again.
-        fields.append(("Retry-After", str(max(1, math.ceil(retry_after_s)))))
-    elif error.status >= 500:
-        # openai-python retries 5xx twice unless told not to: each click would cost three load attempts.
+        fields.append(("Retry-After", str(math.ceil(retry_after_s))))  # whole seconds (RFC 9110 10.2.3)
+    if error.status >= 500 and (retry_after_s is None or not error.repeatable):
+        # The SDKs of OpenAI repeat a 5xx twice unless told not to: each click would cost three load attempts.
         fields.append(("x-should-retry", "false"))
     return _response(error.status, "application/json", fields, body, head_only, close)
 
@@ -66,7 +65,7 @@ def error_body(error: JugglerError, path: bytes) -> dict[str, object]:
         "endpoint": error.endpoint,
         "phase": error.phase,
         "hint": error.hint,
-        "retry_after_s": _finite(error.retry_after_s),
+        "retry_after_s": _retry_after_s(error),
         "exit_status": error.exit_status,
         "log_tail": list(error.log_tail),
     }
@@ -90,9 +89,15 @@ def anthropic_type(status: int) -> str:
     return _ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
 
 
-def _finite(seconds: float | None) -> float | None:
-    """An estimate that nobody could make is none: JSON has no infinity."""
-    return seconds if seconds is not None and math.isfinite(seconds) else None
+def _retry_after_s(error: JugglerError) -> float | None:
+    """Seconds, up to the next tenth; an estimate that nobody could make is none: JSON has no infinity.
+
+    A second at least: 0 makes clients come back in the same instant, again and again.
+    """
+    seconds = error.retry_after_s
+    if seconds is None or not math.isfinite(seconds):
+        return None
+    return max(1.0, math.ceil(round(seconds * 10, 6)) / 10)
 
 
 def _response(

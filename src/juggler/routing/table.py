@@ -78,6 +78,7 @@ class RoutingTable:
             prefix=prefix if entry.strip_prefix else b"",
             bare=entry.strip_prefix and bool(prefix) and parsed.path == prefix,
             cacheable=traffic is TrafficClass.LIGHT and not volatile and method in _CACHEABLE_METHODS,
+            no_store_everywhere=entry.traffic.no_store_everywhere,
         )
 
     def _find(self, path: bytes) -> tuple[int | None, bytes]:

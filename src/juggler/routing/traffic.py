@@ -66,10 +66,16 @@ class TrafficTable:
 
     The general rule (backends.md section 8, note 4): POST, PUT, PATCH, DELETE and unknown methods are work; GET,
     HEAD and OPTIONS are light.
+
+    Args:
+        rules: The first that matches decides.
+        no_store_everywhere: The program sends ``Cache-Control: no-store`` with every answer, whatever it is: of its
+            light routes that says nothing.
     """
 
-    def __init__(self, rules: Sequence[TrafficRule] = ()) -> None:
+    def __init__(self, rules: Sequence[TrafficRule] = (), *, no_store_everywhere: bool = False) -> None:
         self.rules = tuple(rules)
+        self.no_store_everywhere = no_store_everywhere
         self._compiled = [
             (_methods(rule.match), _pattern(rule.match), Verdict(rule.traffic, rule.volatile)) for rule in self.rules
         ]
@@ -108,7 +114,9 @@ class TrafficTable:
 
     def extended_by(self, overrides: Sequence[TrafficRule]) -> "TrafficTable":
         """A table in which the operator's rules come first."""
-        return TrafficTable((*overrides, *self.rules)) if overrides else self
+        if not overrides:
+            return self
+        return TrafficTable((*overrides, *self.rules), no_store_everywhere=self.no_store_everywhere)
 
 
 def as_backends_read(path: bytes) -> bytes:

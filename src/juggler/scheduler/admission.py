@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import TypedDict
 
-from juggler.errors import BackendError, DoesNotFit, JugglerError, NotReady, QueueFull, ShuttingDown
+from juggler.errors import BackendError, DoesNotFit, JugglerError, NotLoaded, NotReady, QueueFull, ShuttingDown
 from juggler.ids import PoolId
 from juggler.scheduler.events import Kind
 from juggler.scheduler.explain import outlook
@@ -104,7 +104,8 @@ def _not_ready(instance: Instance, now: float) -> JugglerError:
         text, retry_after_s = f"{instance.spec.name!r} is loading", max(1.0, remaining)
     else:
         text, retry_after_s = f"{instance.spec.name!r} is not loaded", max(1.0, instance.load_s())
-    return NotReady(
+    kind = NotReady if loading else NotLoaded
+    return kind(
         f"{text}, and a request of this kind does not load it",
         endpoint=instance.spec.name,
         phase="queued",

@@ -1,15 +1,18 @@
 """Earlier replies: what is kept, for whom, and how much of it."""
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from juggler.backends.koboldcpp import KoboldCppBackend
 from juggler.ids import EndpointId
 from juggler.proxy.contract import Route
 from juggler.proxy.head import RequestHead, parse_request, parse_response
 from juggler.proxy.headers import ReturnHop
 from juggler.proxy.replies import Replies, Reply
-from juggler.routing.traffic import TrafficClass
+from juggler.routing.traffic import TrafficClass, TrafficRule
 
 HOP = ReturnHop(b"127.0.0.1:9")
 GOOD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n"
@@ -133,6 +136,17 @@ def test_keys_hold_no_credentials() -> None:
 def test_some_answers_are_never_kept(field: bytes) -> None:
     """The backend's word counts, and what cannot be told apart or never ends is left alone."""
     assert not record(Replies(), b"HTTP/1.1 200 OK\r\n" + field + b"\r\nContent-Length: 2\r\n\r\n")
+
+
+def test_a_program_that_forbids_it_for_everything_has_said_nothing() -> None:
+    """koboldcpp sends ``no-store`` with every answer (``end_headers`` of its handler); what is private stays so."""
+    habit = dataclasses.replace(route(), no_store_everywhere=True)
+    answer = GOOD.replace(b"Content-Length", b"cache-control: no-store\r\nContent-Length")
+    assert not record(Replies(), answer)
+    assert record(Replies(), answer, where=habit)
+    assert not record(Replies(), answer.replace(b"no-store", b"no-store, private"), where=habit)
+    assert KoboldCppBackend.traffic.extended_by(()).no_store_everywhere
+    assert KoboldCppBackend.traffic.extended_by((TrafficRule("GET /x", TrafficClass.WORK),)).no_store_everywhere
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""What real clients call, replayed with the real libraries."""
