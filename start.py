@@ -2,7 +2,7 @@
 
 Makes a virtual environment ``.venv`` beside this file on first use, installs the package into it, and runs
 ``juggler serve``. With no ``config.json`` here and no ``--config`` it runs ``juggler demo`` and says so.
-Standard library only.
+The other commands are ``.venv/bin/juggler`` (on Windows ``.venv\\Scripts\\juggler``). Standard library only.
 """
 
 import argparse
@@ -73,6 +73,7 @@ def install() -> int:
         print(f"Hint: remove {VENV} and try again; on Debian, `apt install python3-venv` first.", file=sys.stderr)
         return 1
     STAMP.write_text(wanted, encoding="utf-8")
+    print(f"Installed. The other commands are those of {BIN / 'juggler'}.", flush=True)
     return 0
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from juggler.backends.base import Backend
 from juggler.backends.registry import create, traffic_for
 from juggler.clock import SystemClock
+from juggler.config.machine import directory_trouble
 from juggler.config.resolve import ResolvedConfig, ResolvedEndpoint, ResolvedInstance, default_temp_dir
 from juggler.control.api import ControlGateway
 from juggler.engine import EndpointPolicy, Engine
@@ -44,6 +45,12 @@ LAST_RESORT_S = 60.0
 
 CLOSE_SLACK_S = 2.0
 """For the listeners to report that their connections are gone."""
+
+_LOST = {
+    "temp_dir": "programs that need private files there do not start",
+    "state_dir": "nothing that is learned, and no conversation, is kept",
+}
+"""What does not work while a directory cannot be written."""
 
 SWITCH_INTERVAL_S = 0.0005
 """For helper threads: with CPython's default of 5 ms a busy one delays every stream (dataplane.md section 3)."""
@@ -182,11 +189,15 @@ class App:
         return [*self.listeners.values(), *([self.control] if self.control is not None else [])]
 
     def _prepare_directories(self) -> None:
-        for directory in (self.config.temp_dir, self.config.state_dir):
+        for key, directory in (("temp_dir", self.config.temp_dir), ("state_dir", self.config.state_dir)):
             try:
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             except OSError as error:
-                raise ConfigError(f"cannot create {directory}: {error.strerror}") from error
+                why = directory_trouble(directory) or f"{directory} cannot be made: {error.strerror or error}"
+                raise ConfigError(f"{key}: {why}", hint=f"set `{key}` to a directory that can be made") from error
+            trouble = directory_trouble(directory)
+            if trouble is not None:
+                _log.warning("%s: %s: %s", key, trouble, _LOST[key])
         if self.config.temp_dir == default_temp_dir():
             _make_private(self.config.temp_dir)
 
@@ -205,7 +216,7 @@ class App:
                 listener = await start_listener(gateway, server.host, server.port, limits, replies)
             except OSError as error:
                 raise ConfigError(
-                    f"server {server.name!r} cannot listen on {server.host}:{server.port}: {error.strerror or error}",
+                    f"server {server.name!r} {error.strerror or error}",  # "cannot listen on ..."
                     hint="another program has the port, or the address is not one of this machine's",
                 ) from error
             self.listeners[server.name] = listener
@@ -218,9 +229,7 @@ class App:
             self.control = await start_listener(gateway_of_control, control.host, control.port)
         except OSError as error:
             _log.warning(
-                "no status API: cannot listen on %s:%d (%s); set `control` in the configuration",
-                control.host,
-                control.port,
+                "no status API: %s; set `control` in the configuration",
                 error.strerror or error,
             )
 

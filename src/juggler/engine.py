@@ -264,6 +264,7 @@ class Engine:
                 policy.max_wait_s,
                 timeout_s,
                 client,
+                own_limit=wishes.max_wait_s is not None and wishes.max_wait_s < policy.timeout_s,
             )
         )
         if waiter.answer is None:

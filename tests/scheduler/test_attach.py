@@ -165,6 +165,7 @@ def test_one_that_cannot_unload_counts_for_what_was_declared() -> None:
     assert isinstance(refused, c.Reject)
     assert refused.error.code == "does_not_fit"
     assert "attached 'a'" in refused.error.message
+    assert "`unload`" in (refused.error.hint or "")
 
 
 def test_what_it_can_is_known_when_it_is_found() -> None:
@@ -228,6 +229,7 @@ def test_shutdown_lets_go_of_it() -> None:
     script.offer(B)
     out = script.post(e.ShutdownRequested(script.now, script.now + 30))
     assert out == [c.StopInstance(A, 1), c.StopInstance(B, 1)]
+    assert [one.cause for one in script.scheduler.state.decisions] == ["let go", "let go"]
     script.gone(A)
     assert kinds(script.gone(B)) == ["FinishShutdown"]
     assert script.offer(A) == []

@@ -9,6 +9,7 @@ from juggler.errors import BackendExited, InvalidTransition
 from juggler.ids import InstanceId, PoolId, RequestId
 from juggler.scheduler import commands as c
 from juggler.scheduler import events as e
+from juggler.scheduler.explain import outlook
 from juggler.scheduler.policy import Policy
 from juggler.scheduler.state import InstanceSpec
 from juggler.scheduler.transitions import CROSSINGS, TABLE, Move, Residency, next_residency
@@ -117,6 +118,17 @@ def test_what_can_never_fit_is_refused_at_once_with_the_numbers() -> None:
     (refused,) = script.arrive(C)
     assert isinstance(refused, c.Reject)
     assert "pinned 'b'" in refused.error.message
+    told = "'c' can never be loaded: gpu0 has 24 B, 20 B of it held by the pinned 'b', it needs 10 B"
+    assert refused.error.message == told
+
+
+def test_a_pool_that_does_not_exist_is_named() -> None:
+    """A GPU of the configuration that this machine does not have; and what it has instead."""
+    script = Script(InstanceSpec(A, "a", {GPU: 30}), capacity={PoolId("ram"): 24})
+    (refused,) = script.arrive(A)
+    assert isinstance(refused, c.Reject)
+    assert refused.error.message == "'a' can never be loaded: there is no pool gpu0 (there is ram)"
+    assert "memory.pools" in (refused.error.hint or "")
 
 
 def test_a_due_request_shuts_the_gate_of_a_busy_endpoint() -> None:
@@ -193,6 +205,8 @@ def test_a_start_failure_goes_to_all_waiters_and_backs_off() -> None:
     assert isinstance(refused, c.Reject)
     assert refused.error.retry_after_s == 1.0
     assert refused.error.exit_status == 3
+    assert refused.error.message == "'a' failed, and is started again in 1.0 s: boom"
+    assert refused.error.hint == "`juggler load` starts it at once"
     script.now = 1.5
     assert script.arrive(A) == [c.StartInstance(A, 3)]
 
@@ -405,3 +419,25 @@ def test_who_gives_up_waiting_is_told_how_the_queue_stands() -> None:
     assert queue["expected_wait_s"] > 10.0
     assert "a: in use" in queue["why"]
     assert reject.error.retry_after_s == pytest.approx(queue["expected_wait_s"], abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("own_limit", "whose"),
+    [
+        (True, "its own X-Juggler-Max-Wait"),
+        (False, "queue_timeout"),
+        (None, "queue_timeout or its own X-Juggler-Max-Wait"),
+    ],
+)
+def test_whose_limit_it_was(own_limit: bool | None, whose: str) -> None:
+    script = Script(exclusive(A))
+    (refused,) = [one for one in script.arrive(A, timeout_s=0.0, own_limit=own_limit) if isinstance(one, c.Reject)]
+    assert refused.error.message == f"the request waited 0.0 s for 'a', as long as {whose} allows"
+
+
+def test_one_slot_is_not_all_of_them() -> None:
+    script = Script(exclusive(A, slots=1))
+    script.load(A)
+    script.arrive(A)
+    script.arrive(A)
+    assert outlook(script.scheduler.state, script.at(A), script.now).why == "its only slot is in use"

@@ -95,8 +95,10 @@ def print_status(url: str, *, as_json: bool) -> None:
             if one["error"]["hint"]:
                 click.echo(f"  hint: {one['error']['hint']}")
         if one["waiting"] and one["waits_for"]:
+            waiting = one["waiting"]
+            who, last = ("1 waits", "it is") if waiting == 1 else (f"{waiting} wait", "the last is")
             expected = format_duration(one["expected_wait_s"])
-            click.echo(f"{one['instance']}: waits for {expected} or so: {one['waits_for']}")
+            click.echo(f"{one['instance']}: {who}: {one['waits_for']}; {last} served in {expected} or so")
         if one["holds_on"] is not None:
             click.echo(f"{one['instance']}: attached, and did not free its memory: {one['holds_on']}")
     for entry in status["warmup"]:

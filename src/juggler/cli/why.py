@@ -8,7 +8,7 @@ from urllib.parse import quote
 import click
 
 from juggler.cli.remote import STATUS_TIMEOUT_S, call
-from juggler.scheduler.telling import CAUSES, amounts_text
+from juggler.scheduler.telling import CAUSES, OWN_ASKERS, amounts_text, ending, own_asker
 from juggler.units import format_duration
 
 _DONE = {"unload": "unloaded", "stop": "stopped"}
@@ -42,16 +42,15 @@ def story(document: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def _paragraph(one: Mapping[str, Any]) -> list[str]:
     head = f"#{one['number']}  {format_duration(one['ago_s'])} ago: "
-    victims = [f"{_DONE[victim['mode']]} {victim['instance']}" for victim in one["victims"]]
+    let_go = one["cause"] == "let go"
+    victims = [f"{'let go of' if let_go else _DONE[victim['mode']]} {victim['instance']}" for victim in one["victims"]]
     if one["target"] is None:
         return [head + f"{', '.join(victims)}: {CAUSES.get(one['cause'], one['cause'])}"]
     done = "loaded" if one["outcome"] == "ready" else "to load"
     lines = [head + ", ".join([*victims, f"{done} {one['target']}"])]
-    client = f" (client {one['client']})" if one["client"] else ""
-    asked = f"{one['waiting']} waited, the first{client} for {format_duration(one['waited_s'])}"
     missing = amounts_text(one["missing_bytes"])
     why_room = f"; {missing} was missing" if missing else "" if victims else "; it fitted into free memory"
-    lines.append(f"    asked by: {asked}{why_room}")
+    lines.append(f"    {_asked(one)}{why_room}")
     gone = {victim["instance"] for victim in one["victims"]}
     for other in one["considered"]:
         fate = "had to go" if other["instance"] in gone else "stayed"
@@ -60,8 +59,15 @@ def _paragraph(one: Mapping[str, Any]) -> list[str]:
         cost = f", to bring it back would cost {format_duration(other['cost_s'])}" if other["cost_s"] else ""
         lines.append(f"    {other['instance']}: {other['why']}; to be had {when}{cost}; {fate}")
     if one["took_s"] is not None:
-        took, expected = format_duration(one["took_s"]), format_duration(one["expected_s"])
-        lines.append(f"    {one['outcome']} after {took}, expected {expected}")
+        lines.append(f"    {ending(one['outcome'], one['took_s'], one['expected_s'])}")
     else:
         lines.append(f"    {one['outcome'] or 'under way'}, expected {format_duration(one['expected_s'])}")
     return lines
+
+
+def _asked(one: Mapping[str, Any]) -> str:
+    waited = format_duration(one["waited_s"])
+    if one["client"] in OWN_ASKERS:
+        return own_asker(one["client"], waited, one["waiting"])
+    client = f" (client {one['client']})" if one["client"] else ""
+    return f"asked by: {one['waiting']} waited, the first{client} for {waited}"

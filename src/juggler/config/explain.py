@@ -32,6 +32,8 @@ _PLACE_NAMES = {
     ("servers", "*", "endpoints", "*", "traffic", "*"): "a traffic rule",
     ("warmup", "*"): "a warm-up entry",
 }
+_PRIORITIES = (("priority",), ("max_priority",))
+"""Keys whose value is a word or a number."""
 _SWITCH_TEXTS = {"true": "true", "yes": "true", "on": "true", "false": "false", "no": "false", "off": "false"}
 
 
@@ -130,7 +132,11 @@ def _wrong_value(
     if kind == "literal_error":
         expected = str(context.get("expected", "")).replace("'", '"').replace("False", "false or an object")
         near = closest(node.value, re.findall(r'"([^"]+)"', expected)) if isinstance(node.value, str) else None
-        return f"{subject} must be {expected}, not {found}", f"did you mean {quoted(near)}?" if near else None
+        hint = f"did you mean {quoted(near)}?" if near else None
+        if path[-1:] in _PRIORITIES:
+            expected = expected.replace(" or ", ", ") + " or a whole number"
+            hint = hint or _type_hint("int_type", node)
+        return f"{subject} must be {expected}, not {found}", hint
     limits = {
         "greater_than_equal": ("ge", "at least"),
         "less_than_equal": ("le", "at most"),
@@ -144,6 +150,8 @@ def _wrong_value(
         return f"{subject} must not be empty", None
     if kind == "string_too_long":
         return f"{subject} must not be longer than {context.get('max_length')} characters", None
+    if path[:2] == ("memory", "pools") and node.value in ("auto", "exclusive"):
+        return f"{subject}: {reason}", f'for all memory together write "pools": {quoted(str(node.value))}'
     return f"{subject}: {reason}", None
 
 

@@ -74,17 +74,21 @@ def _has_separator(text: str) -> bool:
 
 
 def _directory(loaded: LoadedConfig, key: str, directory: Path) -> list[Problem]:
+    trouble = directory_trouble(directory)
+    return [] if trouble is None else [loaded.problem("error", (key,), f"{key}: {trouble}", code="bad-directory")]
+
+
+def directory_trouble(directory: Path) -> str | None:
+    """Why nothing can be written into a directory of ours, which need not exist yet; None if it can."""
     nearest = directory
     while not os.path.lexists(nearest) and nearest != nearest.parent:
         nearest = nearest.parent
     if not nearest.is_dir():
-        message = f"{directory} cannot be made: {nearest} is not a directory"
-    elif not os.access(nearest, os.W_OK | os.X_OK):
+        return f"{directory} {'' if nearest == directory else f'cannot be made: {nearest} '}is not a directory"
+    if not os.access(nearest, os.W_OK | os.X_OK):
         what = "cannot be written" if nearest == directory else f"cannot be made: no right to write in {nearest}"
-        message = f"{directory} {what}"
-    else:
-        return []
-    return [loaded.problem("error", (key,), f"{key}: {message}", code="bad-directory")]
+        return f"{directory} {what}"
+    return None
 
 
 def _listeners(loaded: LoadedConfig) -> list[Problem]:

@@ -23,13 +23,11 @@ from juggler.config.schema import (
     backend_type,
 )
 from juggler.config.sharing import instance_key
-from juggler.config.validate import first_gpu_pool, normal_prefix
+from juggler.config.validate import PRIORITIES as PRIORITIES
+from juggler.config.validate import first_gpu_pool, normal_prefix, priority_of
 from juggler.ids import ANY_GPU, EndpointId, InstanceId, PoolId
 from juggler.routing.traffic import TrafficClass, TrafficRule
 from juggler.scheduler.policy import ABANDON_AFTER_S, DIALS, Policy
-
-PRIORITIES = {"interactive": 0, "batch": -10}
-"""What the words stand for; larger is more urgent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,11 +325,6 @@ def _call(call: HttpCallModel | None) -> HttpCall | None:
         return None
     busy_when = call.busy_when if isinstance(call, BusyCallModel) else None
     return HttpCall(call.method, call.path, call.body_text, tuple(call.expect), busy_when)
-
-
-def priority_of(word: str | int) -> int:
-    """The number that a priority stands for."""
-    return PRIORITIES[word] if isinstance(word, str) else word
 
 
 def _pool_names(config: Config) -> list[str] | None:

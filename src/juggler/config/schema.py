@@ -106,7 +106,8 @@ class SchedulerModel(Model):
         default=1.0,
         ge=0,
         le=100,
-        description="Waiting that lets a more urgent class interrupt a less urgent one, in swap round trips.",
+        description="Waiting that lets a more urgent class interrupt a less urgent one, in swap round trips; the "
+        "least time of `beta` is kept first.",
     )
     hard: float = Field(
         default=12.0,
@@ -135,8 +136,8 @@ class WaitingModel(Model):
     )
     processing: bool = Field(
         default=False,
-        description="Send `102 Processing` every ten seconds to the other HTTP/1.1 requests that wait. Many clients "
-        "do not expect it.",
+        description="Send `102 Processing` to the other HTTP/1.1 requests that wait, as often as `comments_every` "
+        "says (every ten seconds if that is `0`). Many clients do not expect it.",
     )
 
 

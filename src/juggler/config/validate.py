@@ -38,6 +38,9 @@ TYPE_RULES = {
     "demo": TypeRule(binary=False, attach_to=False, required=()),
 }
 
+PRIORITIES = {"interactive": 0, "batch": -10}
+"""What the words stand for; larger is more urgent."""
+
 _COMMAND_ONLY = ("ready_path", "unload", "wake", "busy")
 _ANY_V4, _ANY_V6 = "0.0.0.0", "::"
 
@@ -60,6 +63,11 @@ def catches(prefix: str, other: str) -> bool:
 def first_gpu_pool(pools: Sequence[str]) -> str:
     """The pool that a bare footprint goes on: the first named ``gpu...``, else the first."""
     return next((name for name in pools if name.startswith("gpu")), pools[0])
+
+
+def priority_of(word: str | int) -> int:
+    """The number that a priority stands for."""
+    return PRIORITIES[word] if isinstance(word, str) else word
 
 
 def listen_addresses(host: str) -> frozenset[str]:
@@ -229,6 +237,11 @@ class _Checks:
         timeout_s = self.config.scheduler.queue_timeout
         if endpoint.max_wait is not None and endpoint.max_wait > timeout_s:
             self._warn((*path, "max_wait"), self._never_due(endpoint.max_wait), code="never-due")
+        if endpoint.max_priority is not None and priority_of(endpoint.max_priority) < priority_of(endpoint.priority):
+            message = (
+                '"max_priority" is below "priority": naming a priority, even that one, makes a request less urgent'
+            )
+            self._warn((*path, "max_priority"), message, code="max-priority-low")
         self._memory(path, endpoint)
 
     def _never_due(self, max_wait_s: float) -> str:

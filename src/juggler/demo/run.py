@@ -1,6 +1,9 @@
 """The demo's world: two random-weight models on real llama.cpp servers, a simulated image backend, a pretend GPU."""
 
+import contextlib
 import json
+import os
+import shlex
 import shutil
 import sysconfig
 import tempfile
@@ -22,6 +25,18 @@ def engine_command() -> str:
     """Our drop-in llama-server: the script that was installed beside this package's interpreter."""
     script = Path(sysconfig.get_path("scripts")) / "juggler-llama-server"
     return str(script) if script.exists() else "juggler-llama-server"
+
+
+def juggler_command() -> str:
+    """The ``juggler`` command as it works when pasted into a shell in this directory."""
+    name = "juggler.exe" if os.name == "nt" else "juggler"
+    script = Path(sysconfig.get_path("scripts")) / name
+    if shutil.which("juggler") is not None or not script.exists():
+        return "juggler"
+    with contextlib.suppress(ValueError):
+        script = script.relative_to(Path.cwd())
+    shown = str(script)
+    return shlex.quote(shown if os.sep in shown else f"{os.curdir}{os.sep}{shown}")
 
 
 class DemoFiles:
@@ -102,5 +117,5 @@ def explain(app: "App") -> str:
     ]
     if app.control is not None:
         control_host, control_port = app.control.addresses[0]
-        lines.append(f"  juggler ps --url http://{control_host}:{control_port}")
+        lines.append(f"  {juggler_command()} ps --url http://{control_host}:{control_port}")
     return "\n".join([*lines, "", "Ctrl-C ends it; nothing is left behind.", ""])

@@ -33,6 +33,8 @@ def about_memory(memory: MainMemory | None) -> Finding:
 def about_gpus(gpus: Gpus) -> list[Finding]:
     findings = [problem(trouble, _driver_hint(trouble)) for trouble in gpus.troubles]
     findings += [ok(describe_gpu(gpu)) for gpu in gpus.found]
+    if gpus.no_driver:
+        findings.append(note("no NVIDIA driver here"))
     return findings or [note("no GPU is seen")]
 
 

@@ -135,7 +135,7 @@ class Exchange:
         self.tunnel = False
         self.upstream_full = False
         self.unreached = True
-        """The backend has seen nothing that it could have acted upon: there was no connection, or a stale one."""
+        """No connection was there yet: the backend has seen nothing that it could have acted upon."""
 
     @property
     def bound(self) -> bool:
@@ -447,15 +447,14 @@ class Exchange:
         if connection is None:
             return
         body = self._request.body
-        if connection.reused and not self._answered and body.kept is not None:
-            # It was closed while idle, which nobody can rule out: the backend has not seen this request.
-            self.unreached = True
-            if not self._pool.closed:
-                self._upstream = None
-                connection.abort()
-                self._retry = True
-                self._wake()
-                return
+        if connection.reused and not self._answered and body.kept is not None and not self._pool.closed:
+            # It was closed while idle, which nobody can rule out: the backend has not seen this request. One that has
+            # ended is another matter: this request may be what ended it, and must not end the next one as well.
+            self._upstream = None
+            connection.abort()
+            self._retry = True
+            self._wake()
+            return
         self._fail(f"{what} {'in the middle of' if self.head_sent else 'before'} its answer")
 
     def _fail(self, what: str) -> None:

@@ -45,6 +45,7 @@ GIVEN_UP = {
     "request": "nobody waited for it any more, and somebody else needs the memory",
     "operator": "by order of the operator",
     "shutdown": "the juggler shuts down",
+    "let go": "the juggler shuts down",
     "abandoned": "nobody waits for it any more",
 }
 """Why a start was ended before it was through, by the cause of that decision."""

@@ -17,8 +17,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from juggler.devices.nvidia import driver_is_there
 from juggler.errors import JugglerError
 from juggler.survey.brief_run import run_briefly
+from juggler.survey.nvml import NO_LIBRARY
 from juggler.survey.threads import in_thread
 from juggler.survey.versions import shortened
 from juggler.units import GIB, MIB, SECONDS
@@ -61,6 +63,8 @@ class Gpus:
     found: tuple[Gpu, ...] = ()
     troubles: tuple[str, ...] = ()
     """Drivers that are there and do not answer, one sentence each."""
+    no_driver: bool = False
+    """NVML could be asked, and there is nothing of NVIDIA's driver."""
 
 
 async def find_gpus(environ: Mapping[str, str], drm: Path = DRM) -> Gpus:
@@ -68,7 +72,7 @@ async def find_gpus(environ: Mapping[str, str], drm: Path = DRM) -> Gpus:
     nvidia, others = await asyncio.gather(_nvidia(environ), _from_sysfs(drm))
     if nvidia.found or nvidia.troubles:
         others = tuple(gpu for gpu in others if gpu.vendor != "NVIDIA")
-    return Gpus((*nvidia.found, *others), nvidia.troubles)
+    return Gpus((*nvidia.found, *others), nvidia.troubles, nvidia.no_driver)
 
 
 async def _nvidia(environ: Mapping[str, str]) -> Gpus:
@@ -88,6 +92,8 @@ async def _nvidia(environ: Mapping[str, str]) -> Gpus:
         return Gpus((), (f"{argv[0]} does not answer within {NVIDIA_LIMIT_S:.0f} s: the driver hangs",))
     if run.status == 0:
         return Gpus(tuple(read(run.output)))
+    if run.status == NO_LIBRARY and program is None and not driver_is_there():
+        return Gpus(no_driver=True)
     return Gpus((), (shortened(" ".join(run.lines)) or f"{argv[0]} ended with status {run.status}",))
 
 

@@ -1,13 +1,18 @@
 """Asks NVML about NVIDIA's GPUs and prints one line of JSON: ``python -m juggler.survey.nvml``.
 
 For machines (containers, mostly) that have the driver's library and not ``nvidia-smi``. A program of its own, because
-a broken driver can hang whoever calls it. Exit status 1 with one sentence where NVML fails.
+a broken driver can hang whoever calls it. Exit status 1 with one sentence where NVML fails, 3 where the driver's
+library is not there.
 """
 
 import importlib
 import json
 import sys
 from typing import Any
+
+NO_LIBRARY = 3
+_LIBRARY_NOT_FOUND = 12
+"""NVML's code for it (nvml.h: ``NVML_ERROR_LIBRARY_NOT_FOUND``)."""
 
 
 def main() -> int:
@@ -17,7 +22,7 @@ def main() -> int:
         nvml.nvmlInit()
     except nvml.NVMLError as error:
         print(f"NVML does not answer: {error}")
-        return 1
+        return NO_LIBRARY if getattr(error, "value", None) == _LIBRARY_NOT_FOUND else 1
     driver = _text(nvml.nvmlSystemGetDriverVersion())
     rows = []
     for index in range(nvml.nvmlDeviceGetCount()):

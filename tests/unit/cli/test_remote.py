@@ -113,3 +113,36 @@ def test_overview_is_never_an_error(
     shown = capsys.readouterr().out
     assert f"No juggler runs at {url}" in shown
     assert "juggler demo" in shown
+
+
+@pytest.mark.parametrize(
+    ("waiting", "told"),
+    [
+        (1, "S/a: 1 waits: it is loading, 9.2 s more are expected; it is served in 14 s or so"),
+        (3, "S/a: 3 wait: it is loading, 9.2 s more are expected; the last is served in 14 s or so"),
+    ],
+)
+def test_what_a_queue_waits_for(
+    answering: Answering, capsys: pytest.CaptureFixture[str], waiting: int, told: str
+) -> None:
+    """Two times that do not contradict each other: one is about the load, the other about the last in the queue."""
+    one = {
+        "instance": "S/a",
+        "endpoints": ["S/a"],
+        "state": "starting",
+        "attached": False,
+        "running": 0,
+        "waiting": waiting,
+        "held_bytes": {},
+        "needs_bytes": {},
+        "memory_origin": None,
+        "idle_s": None,
+        "load_s": None,
+        "error": None,
+        "waits_for": "it is loading, 9.2 s more are expected",
+        "expected_wait_s": 14.0,
+        "holds_on": None,
+    }
+    document = {"instances": [one], "pools": [], "warmup": []}
+    print_status(answering(200, json.dumps(document).encode()), as_json=False)
+    assert told in capsys.readouterr().out.splitlines()

@@ -127,7 +127,11 @@ MARK = "\N{BROKEN BAR}"
         (server('"backend"', '"concurrency": ¦0, "backend"'), '"concurrency" must be at least 1, not the number 0'),
         (
             server('"backend"', '"priority": ¦"high", "backend"'),
-            '"priority" must be "interactive" or "batch", not the text "high"',
+            '"priority" must be "interactive", "batch" or a whole number, not the text "high"',
+        ),
+        (
+            server('"backend"', '"max_priority": ¦"urgent", "backend"'),
+            '"max_priority" must be "interactive", "batch" or a whole number, not the text "urgent"',
         ),
         (server('"backend"', '"priority": ¦101, "backend"'), '"priority" must be at most 100, not the number 101'),
         (
@@ -221,6 +225,11 @@ def test_broken_configurations(text: str, message: str) -> None:
         ('{"backends": {"a": {"default_parameters": "-x"}}}', 'write ["-x"]'),
         ('{"backends": {}, "servers": {"name": "S"}}', "put it into a list: [ { ... } ]"),
         ('{"backends": {"a": {"type": "lamacpp"}}}', 'did you mean "llamacpp"?'),
+        (
+            '{"memory": {"pools": {"gpu0": "exclusive"}}}',
+            'for all memory together write "pools": "exclusive"',
+        ),
+        (server('"backend"', '"priority": "-5", "backend"'), "write -5, without quotes"),
     ],
 )
 def test_hints(broken: str, hint: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from juggler.config.load import load_text
-from juggler.config.machine import machine_problems
+from juggler.config.machine import directory_trouble, machine_problems
 
 
 @pytest.fixture
@@ -108,6 +108,13 @@ def test_directories_of_ours(tmp_path: Path, port: int, key: str) -> None:
     ((severity, code, where, message),) = found(tmp_path, port, None, **top)
     assert (severity, code, where) == ("error", "bad-directory", key)
     assert f"{tmp_path / 'file'} is not a directory" in message
+
+
+def test_a_file_where_a_directory_of_ours_should_be(tmp_path: Path) -> None:
+    """One plain sentence."""
+    (tmp_path / "file").write_text("")
+    assert directory_trouble(tmp_path / "file") == f"{tmp_path / 'file'} is not a directory"
+    assert directory_trouble(tmp_path / "new") is None
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")

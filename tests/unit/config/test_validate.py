@@ -280,6 +280,21 @@ def test_first_gpu_pool() -> None:
     assert first_gpu_pool(["card", "ram"]) == "card"
 
 
+@pytest.mark.parametrize(
+    ("keys", "low"),
+    [
+        ({"max_priority": "batch"}, True),
+        ({"max_priority": 4, "priority": 5}, True),
+        ({"max_priority": "interactive", "priority": "batch"}, False),
+        ({"max_priority": 0}, False),
+    ],
+)
+def test_a_bound_below_the_priority_itself(keys: dict[str, Any], low: bool) -> None:
+    """Whoever asked for what the endpoint has anyway would get less."""
+    expected = [("warning", "max-priority-low", "servers[0].endpoints[0].max_priority")]
+    assert found(config(endpoint(**keys))) == (expected if low else [])
+
+
 # --- warm-up -----------------------------------------------------------------------------------------------------
 
 

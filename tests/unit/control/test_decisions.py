@@ -1,14 +1,18 @@
 """The decision log as data, and as ``juggler why`` tells it."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 from typing import cast
+
+import pytest
 
 from juggler.cli.why import story
 from juggler.control.decisions import decisions
 from juggler.engine import Engine
 from juggler.ids import InstanceId, PoolId
 from juggler.scheduler.commands import Considered, Decision, Mode
+from juggler.scheduler.telling import log_line
 from juggler.scheduler.value import IN_USE_COST
 
 A, B, C = InstanceId("S/a"), InstanceId("S/b"), InstanceId("S/c")
@@ -31,6 +35,10 @@ SWAP = Decision(
 )
 IDLE = Decision(2, 20.0, None, ((C, Mode.STOP),), "idle")
 LOADING = Decision(3, 29.0, A, (), "request", waiting=1, expected_s=7.0)
+
+
+BY_HAND = dataclasses.replace(LOADING, client="juggler load", waited_s=1.0, took_s=1.3)
+TEXT = "S/a: its command ended with exit status 3 before it was ready: RuntimeError: weights not found"
 
 
 def of(*kept: Decision) -> Engine:
@@ -70,3 +78,40 @@ def test_as_a_story() -> None:
         "    asked by: 1 waited, the first for 0.0 s; it fitted into free memory",
         "    under way, expected 7.0 s",
     ]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "told"),
+    [
+        ("ready", "ready after 1.3 s, expected 7.0 s"),
+        (TEXT, f"failed after 1.3 s (expected 7.0 s): {TEXT}"),
+        ("given up: nobody waits for it any more", "given up after 1.3 s: nobody waits for it any more"),
+        ("nobody waits for it any more", "given up after 1.3 s: nobody waits for it any more"),
+        ("freed too little: decided anew", "freed too little after 1.3 s: decided anew"),
+        ("deferred: the memory was taken", "deferred after 1.3 s: the memory was taken"),
+    ],
+)
+def test_how_it_ended(outcome: str, told: str) -> None:
+    """The same words in the log; how long it took never looks like a part of what the program said."""
+    ended = dataclasses.replace(BY_HAND, outcome=outcome)
+    assert story(decisions(of(ended), 30.0))[-1] == f"    {told}"
+    assert log_line(ended) == f"#3 S/a {told}"
+
+
+def test_asked_by_hand() -> None:
+    """The operator and the warm-up are no clients."""
+    two = dataclasses.replace(BY_HAND, waiting=2, client="warm-up", took_s=None)
+    assert (
+        story(decisions(of(BY_HAND), 30.0))[1] == "    asked by juggler load (waited 1.0 s); it fitted into free memory"
+    )
+    assert story(decisions(of(two), 30.0))[1] == (
+        "    asked by warm-up (waited 1.0 s), and 1 more; it fitted into free memory"
+    )
+    assert log_line(two) == "#3 load S/a: asked by warm-up (waited 1.0 s), and 1 more; it fits into free memory"
+
+
+def test_attached_servers_are_let_go() -> None:
+    """A shutdown does not stop what somebody else runs."""
+    gone = Decision(4, 29.0, None, ((C, Mode.STOP),), "let go")
+    assert log_line(gone) == "#4 let go of S/c: the juggler shuts down"
+    assert story(decisions(of(gone), 30.0)) == ["#4  1.0 s ago: let go of S/c: the juggler shuts down"]

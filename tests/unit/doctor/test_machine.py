@@ -31,6 +31,8 @@ def test_gpus() -> None:
     assert describe_gpu(Gpu("AMD", 1, "Radeon", None, None)) == "GPU 1: AMD Radeon, memory not known"
     assert [one.grade for one in about_gpus(Gpus((CARD,)))] == [Grade.OK]
     assert [one.grade for one in about_gpus(Gpus())] == [Grade.NOTE]
+    (driverless,) = about_gpus(Gpus(no_driver=True))
+    assert (driverless.grade, driverless.message) == (Grade.NOTE, "no NVIDIA driver here")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Error bodies in the shape of the API that was called."""
 
+import json
+
 import pytest
 
 from juggler.errors import BackendExited, QueueFull
@@ -27,6 +29,17 @@ def test_retry_hints() -> None:
     final = error_response(BackendExited("gone"))
     assert b"\r\nx-should-retry: false\r\n" in final
     assert b"Retry-After" not in final
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told", "header"),
+    [(1.2665111359999628, 1.3, b"2"), (0.0, 1.0, b"1"), (0.97, 1.0, b"1"), (2, 2.0, b"2"), (1.1, 1.1, b"2")],
+)
+def test_retry_hints_agree(seconds: float, told: float, header: bytes) -> None:
+    """Body and header say the same, in tenths and in whole seconds, and never "at once"."""
+    head, _, body = error_response(QueueFull("F", retry_after_s=seconds)).partition(b"\r\n\r\n")
+    assert json.loads(body)["juggler"]["retry_after_s"] == told
+    assert b"\r\nRetry-After: %s" % header in head
 
 
 @pytest.mark.parametrize("text", ['ä\n"quoted"', "\ud800"])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from juggler.survey import gpus
-from juggler.survey.gpus import Gpu, find_gpus, pooled, read_nvidia_smi, read_nvml, read_sysfs
+from juggler.survey.gpus import Gpu, Gpus, find_gpus, pooled, read_nvidia_smi, read_nvml, read_sysfs
 from juggler.units import GIB, MIB
 
 NONE = Path("/nonexistent/drm")
@@ -132,6 +132,22 @@ def test_nvml_that_fails(tmp_path: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (1, "NVML does not answer: Driver Not Loaded\n", "")
+
+
+@pytest.mark.parametrize("signs", [False, True])
+def test_nvml_without_a_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signs: bool) -> None:
+    """A machine that never had one has no trouble; one that shows signs of a driver has."""
+    (tmp_path / "pynvml.py").write_text(
+        "class NVMLError(Exception): value = 12\ndef nvmlInit(): raise NVMLError('NVML Shared Library Not Found')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(gpus, "driver_is_there", lambda: signs)
+    source = str(Path(gpus.__file__).parents[2])
+    found = asyncio.run(find_gpus({"PATH": "/nonexistent", "PYTHONPATH": f"{tmp_path}{os.pathsep}{source}"}, NONE))
+    if signs:
+        assert found == Gpus(troubles=("NVML does not answer: NVML Shared Library Not Found",))
+    else:
+        assert found == Gpus(no_driver=True)
 
 
 def test_noise_before_the_answer() -> None:
