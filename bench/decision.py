@@ -2,9 +2,9 @@
 
 The shipped scheduler with 10 000 requests queued on 50 endpoints that share a card for about four of them. Requests
 keep arriving and ending, timers fire and swaps happen, so that the queue stays about as long; each call of
-``Scheduler.handle`` is timed by the kind of its event, in the processor's time: other programs do not count. Printed are median, 99th percentile and longest in
-milliseconds; the target is a 99th percentile below 1 ms for arrival, end and timer. ``--profile`` tells where the
-time goes instead. Exit status 1 above the target.
+``Scheduler.handle`` is timed by the kind of its event, in the processor's time: other programs do not count. Printed
+are median, 99th percentile and longest in milliseconds; the target is a 99th percentile below 1 ms for arrival, end
+and timer. ``--profile`` tells where the time goes instead. Exit status 1 above the target.
 """
 
 import argparse

@@ -39,7 +39,8 @@ class Decision:
     """Who gets the memory; None when nobody asked for it (idle unload, operator, shutdown)."""
     victims: tuple[tuple[InstanceId, Mode], ...]
     cause: str
-    """``request``, ``operator``, ``idle``, ``shutdown``, ``let go``, ``abandoned``, ``unload failed``, ``unload refused``."""
+    """``request``, ``operator``, ``idle``, ``shutdown``, ``let go``, ``abandoned``, ``unload failed``,
+    ``unload refused``."""
     waiting: int = 0
     """Requests that wait for the target."""
     waited_s: float = 0.0
