@@ -36,6 +36,10 @@ class Doubts:
             self._open[instance] = news = asyncio.Event()
             asyncio.get_running_loop().call_later(DOUBT_S, self._on_time, instance, news)
 
+    def about(self, instance: InstanceId) -> bool:
+        """Whether there is news to wait for."""
+        return instance in self._open
+
     def end(self, instance: InstanceId) -> None:
         """What became of it is known."""
         news = self._open.pop(instance, None)

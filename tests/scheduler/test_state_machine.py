@@ -18,6 +18,7 @@ from juggler.scheduler import events as e
 from juggler.scheduler.core import Scheduler
 from juggler.scheduler.invariants import check
 from juggler.scheduler.policy import Policy
+from juggler.scheduler.queue import Waiting
 from juggler.scheduler.state import InstanceSpec
 from juggler.units import GIB
 
@@ -158,11 +159,21 @@ class Juggling(RuleBasedStateMachine):
 
     # -- what happens --------------------------------------------------------------------------------------------
 
-    @rule(name=names, priority=st.sampled_from([-10, 0, 0, 5]), client=st.sampled_from(["", "anna", "bert"]))
-    def arrives(self, name: InstanceId, priority: int, client: str) -> None:
+    @rule(
+        name=names,
+        priority=st.sampled_from([-10, 0, 0, 5]),
+        client=st.sampled_from(["", "anna", "bert"]),
+        at_once=st.booleans(),
+    )
+    def arrives(self, name: InstanceId, priority: int, client: str, at_once: bool) -> None:
         number = RequestId(len(self.requests) + 1)
         due_at = self.now + MAX_WAIT_S
         self.requests[number] = Asked(name, priority, self.now, number, due_at)
+        if at_once and self.scheduler.forward_at_once(self.now, number, name, e.Kind.WORK, priority, client):
+            check(self.scheduler.state)
+            self.log.append(f"{number} at once to {name}")
+            self.forwarded(c.Forward(number, name))
+            return
         self.post(
             e.RequestArrived(self.now, number, name, e.Kind.WORK, priority, MAX_WAIT_S, timeout_s=1e6, client=client)
         )
@@ -301,6 +312,12 @@ class Juggling(RuleBasedStateMachine):
         story = self.scheduler.state.story
         if story and story[0][0] == 1:  # nothing of it was forgotten yet
             for _, event, commands in story:
+                if isinstance(event, Waiting):
+                    now = event.arrived_at
+                    assert again.forward_at_once(
+                        now, event.id, event.instance, event.kind, event.priority, event.client
+                    )
+                    continue
                 assert str(_without_decisions(again.handle(event))) == str(_without_decisions(commands))
 
 

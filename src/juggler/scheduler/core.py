@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from juggler.errors import BackendStopped, InvalidTransition, QueueTimeout, ShuttingDown
-from juggler.ids import InstanceId
+from juggler.ids import InstanceId, RequestId
 from juggler.scheduler.admission import failed_recently, queue_timeout_text, queue_view, refusal
 from juggler.scheduler.attach import attach, on_attached, on_missed, on_unload_refused
 from juggler.scheduler.commands import (
@@ -24,7 +24,7 @@ from juggler.scheduler.commands import (
     SetTimer,
     StopInstance,
 )
-from juggler.scheduler.decide import DecisionPass, forward, settle
+from juggler.scheduler.decide import DecisionPass, forward, settle, take
 from juggler.scheduler.events import (
     AttachMissed,
     AttachOffered,
@@ -116,12 +116,61 @@ class Scheduler:
             self._handlers[type(event)](event, out)
         except InvalidTransition as impossible:
             raise InvalidTransition(f"{impossible} on {event}; before it: {self._story()}") from impossible
-        state = self.state
-        state.events_handled += 1
-        state.story.append((state.events_handled, event, tuple(out)))
+        self._tell(event, tuple(out))
         return out
 
+    def _tell(self, what: Event | Waiting, out: tuple[Command, ...]) -> None:
+        """Remember what happened, for the story of an impossible move."""
+        state = self.state
+        state.events_handled += 1
+        state.story.append((state.events_handled, what, out))
+
     # -- requests ----------------------------------------------------------------------------------------------
+
+    def forward_at_once(
+        self, now: float, request: RequestId, name: InstanceId, kind: Kind, priority: int, client: str
+    ) -> bool:
+        """Let an ordinary request through, whose instance is ready, has a free slot, and is not waited for.
+
+        What ``RequestArrived`` and the ``Forward`` that comes of it would do, without the objects: so it is done for
+        nearly every request. False: nothing was done, and the event is to be handled.
+        """
+        state = self.state
+        instance = state.instances[name]
+        if instance.residency is not Residency.READY or len(instance.queue) or state.shutting_down:
+            return False
+        if kind is Kind.WORK:
+            if len(instance.running) >= instance.spec.slots or instance.spec.queue_limit < 1 or instance.failure:
+                return False
+        elif kind is Kind.LOAD:
+            return False
+        waiting = Waiting(request, name, kind, priority, now, now, now, weight_of(priority, state.policy), client, now)
+        state.requests[request] = waiting
+        if kind is Kind.WORK:
+            instance.estimates.arrived(now)
+            state.client_asked(client, instance, now)
+            take(instance, waiting, now)
+        else:
+            instance.light[request] = waiting
+        self._tell(waiting, ())
+        return True
+
+    def request_done(self, now: float, request: RequestId, first_byte_at: float | None) -> list[Command]:
+        """What ``FirstByte``, if its answer began, and ``RequestEnded`` would do.
+
+        Raises:
+            InvalidTransition: It does not run.
+        """
+        waiting = self.state.requests.get(request)
+        if waiting is None or waiting.forwarded_at is None:
+            raise InvalidTransition(f"request {request} ended, but it is not running; before it: {self._story()}")
+        if first_byte_at is not None:
+            self._note_first_byte(waiting, first_byte_at)
+            self._tell(FirstByte(first_byte_at, request), ())
+        out: list[Command] = []
+        self._end(waiting, now, out)
+        self._tell(RequestEnded(now, request), tuple(out))
+        return out
 
     def _on_request_arrived(self, event: RequestArrived, out: list[Command]) -> None:
         state, now = self.state, event.now
@@ -177,13 +226,18 @@ class Scheduler:
 
     def _on_first_byte(self, event: FirstByte, out: list[Command]) -> None:
         waiting = self.state.requests.get(event.request)
-        if waiting is None or waiting.forwarded_at is None or waiting.answering or waiting.kind is not Kind.WORK:
+        if waiting is not None and waiting.forwarded_at is not None:
+            self._note_first_byte(waiting, event.now)
+
+    def _note_first_byte(self, waiting: Waiting, at: float) -> None:
+        """Learn how long a client that was answered here before has waited for its answer to begin."""
+        if waiting.answering or waiting.kind is not Kind.WORK:
             return
         waiting.answering = True
         instance = self.state.instances[waiting.instance]
         last_answer = instance.estimates.think.last_answer(waiting.client) if waiting.client else None
         if last_answer is not None:
-            seconds = event.now - waiting.forwarded_at
+            seconds = at - (waiting.forwarded_at or at)
             instance.estimates.first_byte(seconds, warm=last_answer >= instance.loaded_at)
 
     def _on_request_ended(self, event: RequestEnded, out: list[Command]) -> None:

@@ -340,9 +340,14 @@ def conclude(decision: Decision, outcome: str, now: float, out: list[Command]) -
 
 def forward(instance: Instance, waiting: Waiting, now: float, out: list[Command]) -> None:
     """Hand one request over. The instance must be up and have a slot."""
+    take(instance, waiting, now)
+    out.append(Forward(waiting.id, instance.id))
+
+
+def take(instance: Instance, waiting: Waiting, now: float) -> None:
+    """The instance works on one more request."""
     waiting.forwarded_at = now
     instance.running[waiting.id] = waiting
     instance.last_used = now
     instance.idle_since = None
     instance.probe = Probe.UNKNOWN
-    out.append(Forward(waiting.id, instance.id))

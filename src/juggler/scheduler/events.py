@@ -12,6 +12,8 @@ from juggler.scheduler.ledger import Amounts
 class Kind(enum.Enum):
     """What a request wants from an instance."""
 
+    __hash__ = object.__hash__  # as for ``Residency``
+
     WORK = "work"
     """Be forwarded; load the instance if need be; count as in use until it ends."""
 

@@ -320,7 +320,7 @@ class SchedulerState:
         self.reading: InstanceId | None = None
         """Whose files are being read ahead."""
         self._may_return: OrderedDict[str, set[InstanceId]] = OrderedDict()
-        self.story: deque[tuple[int, Event, tuple[Command, ...]]] = deque(maxlen=STORY_LENGTH)
+        self.story: deque[tuple[int, Event | Waiting, tuple[Command, ...]]] = deque(maxlen=STORY_LENGTH)
         self.events_handled = 0
 
     def move(self, instance: Instance, move: Move, now: float) -> None:

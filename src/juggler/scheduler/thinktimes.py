@@ -21,6 +21,9 @@ EDGES = tuple(FIRST_EDGE_S * GROWTH**power for power in range(BINS))
 DECAY = 0.95
 """Weight of everything seen before, per new sample."""
 
+UNIT_MOST = 1e9
+"""Before a sample's weight loses digits the old ones are made smaller after all, once in some 400 samples."""
+
 PRIOR_WEIGHT = 2.0
 PRIOR_SOON = 0.2
 """Before anything is known: two samples' worth of belief that one client in five comes back soon."""
@@ -39,18 +42,31 @@ RETURNING_KEPT = 4
 
 
 class Histogram:
-    """Weights of the bins; the last one stands for "not back"."""
+    """Weights of the bins; the last one stands for "not back".
 
-    __slots__ = ("total", "weights")
+    Every request counts in two of them, hardly any looks at the weights: so a new sample counts for more, instead of
+    every old one for less.
+    """
+
+    __slots__ = ("_counts", "_unit", "total")
 
     def __init__(self, weights: Sequence[float] | None = None) -> None:
-        self.weights = list(weights) if weights is not None else [0.0] * (BINS + 1)
-        self.total = sum(self.weights)
+        self._counts = list(weights) if weights is not None else [0.0] * (BINS + 1)
+        self._unit = 1.0
+        """What a sample counts for now."""
+        self.total = sum(self._counts)
+
+    @property
+    def weights(self) -> list[float]:
+        """The latest sample has 1."""
+        return [count / self._unit for count in self._counts]
 
     def add(self, seconds: float) -> None:
         """Count one think time; infinity, or more than the last edge, means not back."""
-        self.weights = [weight * DECAY for weight in self.weights]
-        self.weights[bin_of(seconds)] += 1.0
+        self._unit /= DECAY
+        if self._unit > UNIT_MOST:
+            self._counts, self._unit = [count / self._unit for count in self._counts], 1.0
+        self._counts[bin_of(seconds)] += self._unit
         self.total = self.total * DECAY + 1.0
 
 
