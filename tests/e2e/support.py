@@ -80,6 +80,7 @@ class Juggler:
         }
         for server in config["servers"]:
             server.setdefault("port", self.port)
+        self.config = config
         self.config_path = tmp_path / "config.json"
         self.config_path.write_text(json.dumps(config, indent=4))
         self.stream = self.log.open("ab")
@@ -100,8 +101,14 @@ class Juggler:
     def _listening(self) -> bool:
         if self.process.poll() is not None:
             raise Ended(self.text())
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.control_port), 1):
-            return True
+        if "no status API" in self.text():  # somebody took the port of its status API, and answers there
+            raise Ended(self.text())
+        ports = {server["port"] for server in self.config["servers"]} | {self.control_port}
+        return all(self._accepts(port) for port in ports)
+
+    def _accepts(self, port: int) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1) as peer:
+            return peer.getsockname() != peer.getpeername()  # a port nobody listens on may connect to itself
         return False
 
     def text(self) -> str:

@@ -450,7 +450,7 @@ async def test_fifty_rounds_leak_nothing(launcher: LocalLauncher) -> None:
     for number in range(1, 51):
         await one_round(number)
     assert len(open_fds()) == before
-    assert not [process for process in guardian.read_processes().values() if process.parent == os.getpid()]
+    await until(lambda: not [one for one in guardian.read_processes().values() if one.parent == os.getpid()])
     assert len(launcher._handles) <= local.ENDED_KEPT_MAX + 1
     await until(lambda: not launcher._tasks)
 

@@ -28,6 +28,7 @@ OUTPUT_BYTES_MAX = 1 * MIB
 """Kept of the output; the rest is read and dropped. The longest help text known (vLLM's) is below 300 KiB."""
 
 END_LIMIT_S = 6 * SECONDS
+REAP_LIMIT_S = 1 * SECONDS
 """From the order to kill until nothing is left; the guardian reports what survives after 4 s."""
 
 LAST_WORDS_S = 0.5 * SECONDS
@@ -206,6 +207,9 @@ async def _spawn(*passed: int) -> None:
     except BaseException:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(REAP_LIMIT_S):  # it is dead; a loop that closes before it knows complains
+                await process.wait()
         raise
     if status != 0:
         raise OSError(f"the keeper process could not be started (exit status {status})")
