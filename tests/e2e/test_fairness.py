@@ -4,6 +4,7 @@ Times are those of two models with 10 s to load and 2 s to serve, divided by ten
 and bounds with room for a busy machine; the order of things is asserted exactly.
 """
 
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.e2e.support import Juggler, exclusive, running, web
+from tests.e2e.support import Juggler, eventually, exclusive, running, web
 
 LOAD_S, SERVE_S = 1.0, 0.2
 RUN_S = 28.0
@@ -231,3 +232,53 @@ def test_an_event_stream_that_waits_hears_of_it(tmp_path: Path) -> None:
         assert b"data: " in streamed.body
         again = juggler.ask("POST", path, {"stream": True}, timeout_s=60)
         assert again.headers["content-type"] == "application/json", "ready: nothing of ours stands in between"
+
+
+@pytest.mark.parametrize(("setting", "outcome"), [("stop", "given up"), ("keep", "ready")])
+def test_a_load_that_nobody_waits_for_any_more(tmp_path: Path, setting: str, outcome: str) -> None:
+    """It is given up five seconds after the last who waited has gone, or kept where that is wanted."""
+    config = exclusive(a=web("--load", "7"))
+    with running(tmp_path, {**config, "scheduler": {"abandoned_loads": setting}}) as juggler:
+        with pytest.raises(TimeoutError):
+            juggler.ask("POST", "/a/x", timeout_s=0.5)
+        eventually(lambda: decisions(juggler)[0]["outcome"] != "", "it has ended one way or the other")
+        assert decisions(juggler)[0]["outcome"].startswith(outcome)
+        residency = "ready" if setting == "keep" else "stopped"
+        eventually(lambda: juggler.instance("S/a")["residency"] == residency, residency)
+
+
+def test_signs_of_life_that_are_no_answer(tmp_path: Path) -> None:
+    """102 Processing where it is switched on, and then the backend's own answer."""
+    config = {**two(tmp_path), "waiting": {"processing": True, "comments_every": "200ms"}}
+    with running(tmp_path, config) as juggler, socket.create_connection(("127.0.0.1", juggler.port), 30) as peer:
+        peer.sendall(b"POST /a/x HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        received = b""
+        while piece := peer.recv(65536):
+            received += piece
+        heads = received.split(b"HTTP/1.1 ")[1:]
+        assert len(heads) > 1
+        assert all(head.startswith(b"102 ") for head in heads[:-1])
+        assert heads[-1].startswith(b"200 ")
+
+
+def test_a_full_queue_says_when_to_come_back(tmp_path: Path) -> None:
+    """From the load time that was learned, not from a constant."""
+    config = two(tmp_path)
+    for endpoint in config["servers"][0]["endpoints"]:
+        endpoint["queue_limit"] = 1
+    with running(tmp_path, config) as juggler:
+        learn(juggler)  # A is loaded, a load of B takes a second or so
+        waiting = threading.Thread(target=juggler.ask, args=("POST", "/b/x"), kwargs={"timeout_s": 60})
+        busy = threading.Thread(target=juggler.ask, args=("POST", "/a/slow?3"), kwargs={"timeout_s": 60})
+        busy.start()
+        eventually(lambda: juggler.instance("S/a")["running"] == 1, "A works")
+        waiting.start()
+        eventually(lambda: juggler.instance("S/b")["waiting"] == 1, "B is waited for")
+        full = juggler.ask("POST", "/b/x")
+        busy.join(60)
+        waiting.join(60)
+        assert full.status == 429
+        queue = full.json()["juggler"]["queue"]
+        assert queue["waiting"] == 1
+        assert "a: in use" in queue["why"]
+        assert LOAD_S / 2 < queue["expected_wait_s"] <= int(full.headers["retry-after"]) <= 60

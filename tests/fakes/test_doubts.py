@@ -107,6 +107,30 @@ def test_those_who_waited_for_a_slot_are_not_handed_to_the_dead() -> None:
     run_virtual(scenario())
 
 
+def test_the_short_way_is_closed_while_there_is_doubt() -> None:
+    """A lease at once is for a backend that is ready, has a free slot, and has given no cause for doubt."""
+
+    async def scenario() -> None:
+        async with world(slots=1) as it:
+            route = Route(EndpointId("a"), "a", b"/", TrafficClass.WORK)
+            info = RequestInfo(b"POST", b"/", "127.0.0.1")
+            assert it.engine.try_acquire(route, info) is None, "not loaded"
+            (await it.ask()).release(ExchangeResult(status=200))
+            lease = it.engine.try_acquire(route, info)
+            assert lease is not None
+            assert lease.upstream.port == it.process.address.port
+            assert it.engine.try_acquire(route, info) is None, "no slot"
+            lease.release(BROKEN)
+            assert it.engine.try_acquire(route, info) is None, "in doubt"
+            await asyncio.sleep(DOUBT_S + 0.01)
+            again = it.engine.try_acquire(route, info)
+            assert again is not None
+            again.release(ExchangeResult(status=200, first_byte_s=0.1))
+            assert not it.engine.scheduler.state.requests
+
+    run_virtual(scenario())
+
+
 def test_a_backend_that_lives_costs_a_moment() -> None:
     """It closed a connection for reasons of its own: the next request waits DOUBT_S, those after it do not."""
 
