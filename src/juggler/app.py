@@ -7,32 +7,37 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from juggler.backends.base import Backend
-from juggler.backends.registry import create, traffic_for
+from juggler.backends.registry import api_for, create, traffic_for
 from juggler.clock import SystemClock
 from juggler.config.machine import directory_trouble
-from juggler.config.resolve import ResolvedConfig, ResolvedEndpoint, ResolvedInstance, default_temp_dir
+from juggler.config.resolve import ResolvedConfig, ResolvedEndpoint, ResolvedInstance, ResolvedServer, default_temp_dir
 from juggler.control.api import ControlGateway
-from juggler.engine import EndpointPolicy, Engine
+from juggler.descriptors import make_room, told_in_moderation
+from juggler.engine import Engine
 from juggler.errors import ConfigError
 from juggler.gateway import EndpointGateway
 from juggler.ids import InstanceId
 from juggler.keeper import MemoryKeeper
+from juggler.leases import EndpointPolicy
 from juggler.lifecycle.launcher import Launcher
 from juggler.lifecycle.local import LocalLauncher
 from juggler.lifecycle.supervisor import Supervisor
 from juggler.memory.store import LearnedStore
+from juggler.page_waits import PageWaits
 from juggler.proxy.limits import Limits
 from juggler.proxy.listener import Listener, start_listener
 from juggler.proxy.replies import Replies
+from juggler.proxy.tls import Certificate
 from juggler.routing.table import Entry, RoutingTable
 from juggler.routing.traffic import TrafficTable
 from juggler.scheduler.core import Scheduler
 from juggler.scheduler.ledger import EXCLUSIVE_POOL, Amounts
 from juggler.scheduler.state import InstanceSpec
+from juggler.tls import BadPair
 from juggler.warmup import Warmup
 
 _log = logging.getLogger("juggler.app")
@@ -77,6 +82,7 @@ class App:
     listeners: dict[str, Listener] = field(init=False, default_factory=dict)
     """By server name."""
     control: Listener | None = field(init=False, default=None)
+    _pages: PageWaits | None = field(init=False, default=None)
     _stopping: asyncio.Event = field(init=False, default_factory=asyncio.Event)
 
     async def run(self) -> None:
@@ -86,6 +92,8 @@ class App:
             ConfigError: An address of a server cannot be listened on.
         """
         sys.setswitchinterval(SWITCH_INTERVAL_S)
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(told_in_moderation(loop.time))
         self._prepare_directories()
         clock = SystemClock()
         launcher: Launcher
@@ -113,8 +121,9 @@ class App:
             )
         try:
             async with asyncio.TaskGroup() as tasks:
-                await self._listen()
+                certificates = await self._listen()
                 owners = [tasks.create_task(self._keep_memory(), name="memory")]
+                owners += [tasks.create_task(one.watch(), name="certificate") for one in certificates]
                 owners += [
                     tasks.create_task(self._own(supervisor), name=f"supervisor {instance}")
                     for instance, supervisor in self.engine.supervisors.items()
@@ -168,6 +177,8 @@ class App:
 
     def stop(self) -> None:
         """First call: drain. Second call: hurry."""
+        if self._pages is not None:
+            self._pages.close()
         if not self._stopping.is_set():
             _log.info("shutting down; running requests have %.0f s (again: at once)", self.drain_s)
             self._stopping.set()
@@ -201,29 +212,36 @@ class App:
         if self.config.temp_dir == default_temp_dir():
             _make_private(self.config.temp_dir)
 
-    async def _listen(self) -> None:
+    async def _listen(self) -> list[Certificate]:
+        """Open all listeners; returns the certificates in use."""
+        certificates: list[Certificate] = []
         replies = Replies()
-        comments_s = self.config.comments_every_s
-        limits = Limits(
-            comment_after_s=comments_s,
-            comment_every_s=comments_s or Limits().comment_every_s,
-            send_processing=self.config.processing,
-        )
+        if self.config.page_after_s is not None:
+            self._pages = PageWaits(self.engine, self.config.page_after_s)
+        connections = make_room([one.limits.connections for one in self.config.servers])
         for server in self.config.servers:
-            entries = [Entry(one.id, one.name, one.prefix, one.strip_prefix, _traffic(one)) for one in server.endpoints]
-            gateway = EndpointGateway(RoutingTable(server.name, entries), self.engine)
+            entries = [
+                Entry(one.id, one.name, one.prefix, one.strip_prefix, _traffic(one), api_for(one.type))
+                for one in server.endpoints
+            ]
+            certificate = _certificate(server)
+            if certificate is not None:
+                certificates.append(certificate)
+            gateway = EndpointGateway(RoutingTable(server.name, entries), self.engine, self._pages)
+            limits = _limits(self.config, server, connections)
             try:
-                listener = await start_listener(gateway, server.host, server.port, limits, replies)
+                listener = await start_listener(gateway, server.host, server.port, limits, replies, certificate)
             except OSError as error:
                 raise ConfigError(
                     f"server {server.name!r} {error.strerror or error}",  # "cannot listen on ..."
                     hint="another program has the port, or the address is not one of this machine's",
                 ) from error
             self.listeners[server.name] = listener
-            _log.info("%s listens on %s", server.name, ", ".join(f"{host}:{port}" for host, port in listener.addresses))
+            where = ", ".join(f"{host}:{port}" for host, port in listener.addresses)
+            _log.info("%s listens on %s%s", server.name, where, " with HTTPS" if listener.secure else "")
         control = self.config.control
         if control is None:
-            return
+            return certificates
         gateway_of_control = ControlGateway(self.engine, self.warmup, SystemClock(), control.host)
         try:
             self.control = await start_listener(gateway_of_control, control.host, control.port)
@@ -232,6 +250,35 @@ class App:
                 "no status API: %s; set `control` in the configuration",
                 error.strerror or error,
             )
+        return certificates
+
+
+def _limits(config: ResolvedConfig, server: ResolvedServer, connections: int | None) -> Limits:
+    """The bounds of a server's listener, with as many connections as there are descriptors for."""
+    comments_s = config.comments_every_s
+    return replace(
+        server.limits,
+        connections=server.limits.connections if connections is None else min(server.limits.connections, connections),
+        comment_after_s=comments_s,
+        comment_every_s=comments_s or Limits().comment_every_s,
+        send_processing=config.processing,
+        page_after_s=config.page_after_s,
+        answer_half_closed=config.answer_half_closed,
+    )
+
+
+def _certificate(server: ResolvedServer) -> Certificate | None:
+    """What a server proves itself with; None: it speaks plain HTTP.
+
+    Raises:
+        ConfigError: Its files cannot be used.
+    """
+    if server.tls is None:
+        return None
+    try:
+        return Certificate(server.tls.cert, server.tls.key)
+    except BadPair as error:
+        raise ConfigError(f"server {server.name!r}: {error.message}", hint=error.hint) from error
 
 
 def _make_private(directory: Path) -> None:

@@ -11,7 +11,6 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from juggler.backends.base import Address
@@ -20,16 +19,17 @@ from juggler.doubts import Doubts
 from juggler.errors import BackendError, InvalidTransition, JugglerError
 from juggler.ids import EndpointId, InstanceId, RequestId
 from juggler.keeper import MemoryKeeper
+from juggler.leases import NOT_WAITED, EndpointPolicy, EngineLease
 from juggler.lifecycle.supervisor import Supervisor
 from juggler.lifecycle.waiting import succeeded
-from juggler.proxy.contract import ExchangeResult, LeaseTiming, RequestInfo, Route
+from juggler.proxy.contract import LeaseTiming, RequestInfo, Route
 from juggler.proxy.upstream import UpstreamPool
 from juggler.proxy.wishes import NO_WISHES, Wishes
-from juggler.routing.client import client_of
 from juggler.routing.traffic import TrafficClass
 from juggler.scheduler import commands, events
 from juggler.scheduler.admission import answers_light
 from juggler.scheduler.core import Scheduler
+from juggler.scheduler.explain import Outlook, outlook
 from juggler.scheduler.ledger import Amounts
 from juggler.scheduler.telling import log_line
 from juggler.scheduler.transitions import GONE, Residency
@@ -37,9 +37,6 @@ from juggler.survey.threads import in_thread
 from juggler.units import SECONDS
 
 _log = logging.getLogger("juggler.engine")
-
-_SUSPICIOUS = frozenset({"upstream_connect_failed", "upstream_closed"})
-"""Errors after which a backend may be dead: an attached server is looked after, the end of a process waited for."""
 
 LOOK_LIMIT_S = 3 * SECONDS
 
@@ -52,19 +49,6 @@ _KINDS = {
     TrafficClass.LIGHT: events.Kind.LIGHT,
     TrafficClass.HELD_OPEN: events.Kind.HELD_OPEN,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class EndpointPolicy:
-    """What the scheduler is told of every request of one endpoint."""
-
-    name: str
-    instance: InstanceId
-    priority: int
-    max_wait_s: float
-    timeout_s: float
-    max_priority: int = 0
-    """The most that a request may ask for."""
 
 
 class _Waiter:
@@ -80,36 +64,6 @@ class _Waiter:
         self.answer = answer
         if self.future is not None and not self.future.done():
             self.future.set_result(None)
-
-
-class EngineLease:
-    """The right to use one ready instance for one exchange; see ``proxy.contract.Lease``."""
-
-    __slots__ = ("_engine", "_granted_at", "_instance", "_request", "timing", "upstream")
-
-    def __init__(
-        self, engine: "Engine", request: RequestId, instance: InstanceId, upstream: UpstreamPool, timing: LeaseTiming
-    ) -> None:
-        self._engine = engine
-        self._request: RequestId | None = request
-        self._instance = instance
-        self._granted_at = engine.now()
-        self.upstream = upstream
-        self.timing: LeaseTiming | None = timing
-
-    def switched(self) -> None:
-        """A tunnel holds no memory where the backend itself tells whether it works: the socket may idle for days."""
-        if self._request is not None and self._engine.asks(self._instance):
-            self._engine.ended(self._request)
-            self._request = None
-
-    def release(self, result: ExchangeResult) -> None:
-        if result.error in _SUSPICIOUS:
-            self._engine.suspect(self._instance)
-        if self._request is not None:
-            if result.first_byte_s is not None:
-                self._engine.answered(self._request, self._granted_at + result.first_byte_s)
-            self._engine.ended(self._request)
 
 
 class Engine:
@@ -172,6 +126,24 @@ class Engine:
 
     # -- requests ----------------------------------------------------------------------------------------------
 
+    def try_acquire(self, route: Route, request: RequestInfo) -> EngineLease | None:
+        """A lease at once, if the instance is ready and has a free slot for it; else None: ``acquire`` waits."""
+        policy = self.endpoints[route.endpoint]
+        pool = self._pools.get(policy.instance)
+        if pool is None or self._handling or self._doubts.about(policy.instance):
+            return None
+        kind = _KINDS[route.traffic]
+        if route.traffic is TrafficClass.START and self.answers(route.endpoint):
+            kind = events.Kind.LIGHT
+        client = request.who if kind is events.Kind.WORK else ""
+        now = self._clock.monotonic()
+        request_id = RequestId(next(self._requests))
+        priority = policy.priority_of(request.wishes)
+        if not self.scheduler.forward_at_once(now, request_id, policy.instance, kind, priority, client):
+            return None
+        self._wake_keeper()
+        return EngineLease(self, request_id, policy.instance, pool, NOT_WAITED, now)
+
     async def acquire(self, route: Route, request: RequestInfo) -> EngineLease:
         """Wait until the scheduler lets the request through.
 
@@ -179,12 +151,12 @@ class Engine:
             JugglerError: It is refused; the error says why and whether to come back.
         """
         kind = _KINDS[route.traffic]
-        if route.traffic is TrafficClass.START and self._answers(route.endpoint):
+        if route.traffic is TrafficClass.START and self.answers(route.endpoint):
             kind = events.Kind.LIGHT
         asked_at = self.now()
         if not self.opened.is_set():
             await self.opened.wait()
-        client = client_of(request.client, request.headers) if kind is events.Kind.WORK else ""
+        client = request.who if kind is events.Kind.WORK else ""
         served_by = self.endpoints[route.endpoint].instance
         for _ in range(GRANTS_MOST):
             if self.scheduler.state.instances[served_by].residency is Residency.READY:
@@ -192,7 +164,7 @@ class Engine:
             request_id, instance = await self._ask(route.endpoint, kind, request.wishes, client)
             pool = await self._pool_of(instance, request_id)
             if pool is not None:
-                return EngineLease(self, request_id, instance, pool, self._timing(instance, asked_at))
+                return EngineLease(self, request_id, instance, pool, self._timing(instance, asked_at), self.now())
         raise BackendError(f"{route.endpoint_name!r} ended just now", endpoint=route.endpoint_name, retry_after_s=1)
 
     async def _pool_of(self, instance: InstanceId, request: RequestId) -> UpstreamPool | None:
@@ -222,8 +194,14 @@ class Engine:
         """Monotonic seconds, as in every event."""
         return self._clock.monotonic()
 
-    def _answers(self, endpoint: EndpointId) -> bool:
+    def answers(self, endpoint: EndpointId) -> bool:
+        """Whether a light request of the endpoint would be forwarded now."""
         return answers_light(self.scheduler.state.instances[self.endpoints[endpoint].instance])
+
+    def outlook(self, endpoint: EndpointId) -> Outlook:
+        """What those who wait for the endpoint wait for, and for how long."""
+        state = self.scheduler.state
+        return outlook(state, state.instances[self.endpoints[endpoint].instance], self.now())
 
     def asks(self, instance: InstanceId) -> bool:
         """Whether the backend is asked if it works before its memory is taken."""
@@ -246,7 +224,7 @@ class Engine:
         self, endpoint: EndpointId, kind: events.Kind, wishes: Wishes, client: str, patience_s: float | None = None
     ) -> tuple[RequestId, InstanceId]:
         policy = self.endpoints[endpoint]
-        priority = policy.priority if wishes.priority is None else min(wishes.priority, policy.max_priority)
+        priority = policy.priority_of(wishes)
         timeout_s = policy.timeout_s if patience_s is None else patience_s
         if wishes.max_wait_s is not None:
             timeout_s = min(timeout_s, wishes.max_wait_s)
@@ -305,13 +283,23 @@ class Engine:
         self._doubts.begin(instance)
         self.supervisors[instance].suspect()
 
-    def answered(self, request: RequestId, at: float) -> None:
-        """The answer to a forwarded request began at this time."""
-        self.post(events.FirstByte(at, request))
-
-    def ended(self, request: RequestId) -> None:
-        """A forwarded request is over."""
-        self.post(events.RequestEnded(self._clock.monotonic(), request))
+    def ended(self, request: RequestId, first_byte_at: float | None = None) -> None:
+        """A forwarded request is over; its answer began at ``first_byte_at``, if it did."""
+        now = self._clock.monotonic()
+        if self._handling:
+            if first_byte_at is not None:
+                self.post(events.FirstByte(first_byte_at, request))
+            self.post(events.RequestEnded(now, request))
+            return
+        self._handling = True
+        try:
+            self._carry_out(self.scheduler.request_done(now, request, first_byte_at))
+            while self._events:
+                self._handle(self._events.popleft())
+        except InvalidTransition as impossible:
+            _log.critical("this is a bug in the juggler: %s", impossible)
+        finally:
+            self._handling = False
 
     # -- operator and shutdown ---------------------------------------------------------------------------------
 
@@ -357,7 +345,7 @@ class Engine:
         if self._addresses.get(instance) != upstream_address or instance not in self._pools:
             self._close_pool(instance)
             self._addresses[instance] = upstream_address
-            self._pools[instance] = UpstreamPool(upstream_address.host, upstream_address.port)
+            self._pools[instance] = UpstreamPool(upstream_address.host, upstream_address.port, tls=upstream_address.tls)
         self.post(events.InstanceReady(self._clock.monotonic(), instance, generation, attached, soft_unload))
         if self.keeper is not None:
             self.keeper.wake()
@@ -446,6 +434,9 @@ class Engine:
             if isinstance(event, events.RequestArrived):
                 self._answer(event.request, JugglerError("a bug in the juggler; its log tells the story"))
             return
+        self._carry_out(orders)
+
+    def _carry_out(self, orders: list[commands.Command]) -> None:
         for order in orders:
             try:
                 self._run[type(order)](order)  # type: ignore[operator]  # each handler takes its own command

@@ -89,6 +89,18 @@ class AdmissionError(JugglerError):
     code = "overloaded"
 
 
+class TooManyConnections(AdmissionError):
+    """The listener has as many connections open as it may have, and all are in use."""
+
+    code = "too_many_connections"
+
+
+class TooManyOfOneClient(TooManyConnections):
+    """The client has as many connections open as one client may have."""
+
+    status = 429
+
+
 class QueueFull(AdmissionError):
     """The endpoint's queue is at its bound (``queue_limit``)."""
 

@@ -108,7 +108,7 @@ class Juggler:
 
     def _accepts(self, port: int) -> bool:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1) as peer:
-            return peer.getsockname() != peer.getpeername()  # a port nobody listens on may connect to itself
+            return bool(peer.getsockname() != peer.getpeername())  # a port nobody listens on may connect to itself
         return False
 
     def text(self) -> str:

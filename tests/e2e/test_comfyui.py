@@ -213,7 +213,7 @@ def test_killed_in_the_middle_of_a_request(tmp_path: Path) -> None:
     with running(tmp_path, exclusive(a=comfyui(tmp_path))) as juggler:
         answer = juggler.ask("POST", "/a/prompt", {"prompt": {"1": {"class_type": "DieAtOnce"}}})
         assert answer.status == 502
-        assert answer.json()["error"]["code"] == "upstream_closed"
+        assert answer.json()["error"]["type"] == "upstream_closed"
         first = pid_of(tmp_path)
         eventually(lambda: juggler.instance("S/a")["error"] is not None, "the exit is noticed")
         finished(juggler, queued(juggler, JOB))
@@ -257,7 +257,7 @@ def test_a_failed_start_tells_what_to_do(tmp_path: Path) -> None:
         answer = juggler.ask("POST", "/a/prompt", {"prompt": JOB})
         assert answer.status == 503
         problem = answer.json()
-        assert problem["error"]["code"] == "backend_start_failed"
+        assert problem["error"]["type"] == "backend_start_failed"
         assert "--disable-assets" in json.dumps(problem)
         assert any("ASSETS_STARTUP_FAILED" in line for line in problem["juggler"]["log_tail"])
 

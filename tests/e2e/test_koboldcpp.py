@@ -283,7 +283,7 @@ def test_unusable_settings_are_told_before_anything_starts(tmp_path: Path) -> No
         with running(tmp_path, exclusive(llm=koboldcpp(tmp_path, *parameters))) as juggler:
             answer = juggler.ask("POST", GENERATE, {})
             assert answer.status == 503
-            assert said in str(answer.json()["error"])
+            assert said in answer.json()["detail"]["msg"]
             assert answer.json()["juggler"]["hint"]
             assert servers(juggler) == []
         (tmp_path / "juggler.log").unlink()

@@ -206,7 +206,7 @@ def test_what_cannot_be_unloaded_or_woken_is_started_anew(tmp_path: Path, env: d
         first = paint(juggler)
         if "FAKE_RELOAD" in env:
             assert first.status == 503
-            assert "CUDA out of memory" in first.json()["error"]["message"]
+            assert "CUDA out of memory" in first.json()["detail"]
             eventually(lambda: paint(juggler).status == 200, "a fresh process")
         else:
             assert first.status == 200
@@ -230,6 +230,6 @@ def test_a_start_that_fails_says_what_to_do(tmp_path: Path) -> None:
         answer = paint(juggler)
         assert answer.status == 503
         problem = answer.json()
-        assert "unrecognized arguments: --frobnicate" in problem["error"]["message"]
+        assert "unrecognized arguments: --frobnicate" in problem["detail"]
         assert "does not know --frobnicate" in json.dumps(problem)
         assert problem["juggler"]["exit_status"] == 2

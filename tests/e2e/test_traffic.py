@@ -72,7 +72,8 @@ def test_polls_get_the_last_reply_while_their_backend_is_out(tmp_path: Path) -> 
 def test_opening_a_page_starts_its_backend_and_nothing_else_does(tmp_path: Path) -> None:
     """A browser at the bare prefix is sent on without a start; the page starts its backend, HEAD and files do not."""
     html = "text/html,application/xhtml+xml"
-    with running(tmp_path, ui_and_other()) as juggler:
+    # A browser would see a page of ours meanwhile: see test_pages.
+    with running(tmp_path, {**ui_and_other(), "waiting": {"page_after": LIMIT_S}}) as juggler:
         sent = ask(juggler, "GET", "/ui?theme=dark", Accept=html)
         assert (sent.status, sent.headers["location"]) == (307, "ui/?theme=dark")
         assert ask(juggler, "HEAD", "/ui", Accept=html).status == 307

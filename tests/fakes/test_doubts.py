@@ -9,8 +9,9 @@ import pytest
 
 from juggler.backends.base import BackendSettings
 from juggler.doubts import DOUBT_S, NEWS_LIMIT_S, Doubts
-from juggler.engine import EndpointPolicy, Engine, EngineLease
+from juggler.engine import Engine
 from juggler.ids import EndpointId, InstanceId
+from juggler.leases import EndpointPolicy, EngineLease
 from juggler.lifecycle.supervisor import Supervisor
 from juggler.proxy.contract import ExchangeResult, RequestInfo, Route
 from juggler.routing.traffic import TrafficClass

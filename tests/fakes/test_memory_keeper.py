@@ -14,11 +14,12 @@ import pytest
 
 from juggler.backends.base import BackendSettings, Capabilities
 from juggler.config.resolve import ResolvedInstance
-from juggler.engine import EndpointPolicy, Engine
+from juggler.engine import Engine
 from juggler.errors import JugglerError, MemoryHeld
 from juggler.errors import OutOfMemory as OutOfMemoryError
 from juggler.ids import ANY_GPU, EndpointId, InstanceId, PoolId
 from juggler.keeper import MemoryKeeper, usable
+from juggler.leases import EndpointPolicy
 from juggler.lifecycle.launcher import MachineMemory, MemoryPool, PoolUse
 from juggler.lifecycle.supervisor import Supervisor
 from juggler.memory.choose import RAM

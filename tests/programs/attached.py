@@ -7,6 +7,7 @@ gives ``{"running": N}``, POST /job?S works S seconds after its answer, anything
 import argparse
 import json
 import os
+import ssl
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +19,7 @@ parser.add_argument("--refuses", action="store_true")
 parser.add_argument("--unload-status", type=int, default=200)
 parser.add_argument("--wake-status", type=int, default=200)
 parser.add_argument("--unloaded", action="store_true")
+parser.add_argument("--tls", nargs=2, metavar=("CERT", "KEY"))
 args = parser.parse_args()
 
 loaded = not args.unloaded
@@ -79,6 +81,10 @@ class Handler(BaseHTTPRequestHandler):
 
 
 server = ThreadingHTTPServer(("127.0.0.1", args.port), Handler)
+if args.tls:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*args.tls)
+    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
 server.daemon_threads = True
 print("ready", flush=True)
 server.serve_forever(poll_interval=0.02)

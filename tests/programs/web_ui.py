@@ -1,6 +1,6 @@
 """A stand-in web UI: a page, polls, a socket, redirects, and ComfyUI's guard against foreign pages.
 
-    web_ui.py --port N [--name NAME]
+    web_ui.py --port N [--name NAME] [--load-s SECONDS]
 
 ``GET /`` is the page; ``GET /v1/models`` a list with an ETag, sent in chunks with ``?chunked``; ``GET /ws`` switches
 protocols and echoes; ``GET /lcpp`` redirects to an absolute address as koboldcpp's users see it; ``POST`` anywhere is
@@ -12,12 +12,14 @@ import argparse
 import json
 import os
 import sys
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--port", type=int, required=True)
 parser.add_argument("--name", default="ui")
+parser.add_argument("--load-s", type=float, default=0.0, help="before it listens")
 args = parser.parse_args()
 
 
@@ -88,6 +90,7 @@ class Handler(BaseHTTPRequestHandler):
         print(format % words, file=sys.stderr)
 
 
+time.sleep(args.load_s)
 server = ThreadingHTTPServer(("127.0.0.1", args.port), Handler)
 server.daemon_threads = True
 print("ready", file=sys.stderr)

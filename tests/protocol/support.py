@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import select
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -10,8 +12,10 @@ from juggler.ids import EndpointId
 from juggler.proxy.contract import ExchangeResult, LocalResponse, RequestInfo, Route
 from juggler.proxy.limits import Limits
 from juggler.proxy.listener import Listener, start_listener
+from juggler.proxy.tls import Certificate
 from juggler.proxy.upstream import UpstreamPool
 from juggler.routing.traffic import TrafficClass
+from juggler.tls import ServerTls
 
 WAIT_S = 5.0
 FAST = Limits(sweep_interval_s=0.02)
@@ -78,12 +82,13 @@ class FakeUpstream:
         self.accepted = 0
         self.requests: list[bytes] = []
         self.port = 0
+        self.context: ssl.SSLContext | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._failures: list[BaseException] = []
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator["FakeUpstream"]:
-        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=self.context)
         self.port = server.sockets[0].getsockname()[1]
         try:
             yield self
@@ -153,12 +158,14 @@ class StubLease:
 class StubGateway:
     """Routes everything to one pool; ``hold`` delays the lease, ``refusal`` and ``local`` replace it.
 
-    With ``light`` everything is light; GET and HEAD may be answered from an earlier reply.
+    With ``light`` everything is light; GET and HEAD may be answered from an earlier reply. Without ``at_once`` every
+    lease has to be waited for, if only for no time.
     """
 
     pool: UpstreamPool
     prefix: bytes = b""
     light: bool = False
+    at_once: bool = True
     endpoint: str = "s/e"
     on_switched: Callable[[], None] | None = None
     hold: asyncio.Event | None = None
@@ -181,6 +188,12 @@ class StubGateway:
         cacheable = self.light and method in (b"GET", b"HEAD")
         return Route(EndpointId(self.endpoint), "e", target, traffic, self.prefix, bare, cacheable)
 
+    def try_acquire(self, route: Route, request: RequestInfo) -> StubLease | None:
+        if not self.at_once or self.hold is not None or self.refusal is not None or self.local is not None:
+            return None
+        self.asked.append(request)
+        return self._lease()
+
     async def acquire(self, route: Route, request: RequestInfo) -> StubLease | LocalResponse:
         self.asked.append(request)
         if self.hold is not None:
@@ -193,6 +206,9 @@ class StubGateway:
             raise self.refusal
         if self.local is not None:
             return self.local
+        return self._lease()
+
+    def _lease(self) -> StubLease:
         lease = StubLease(self.pool, self.results, on_switched=self.on_switched)
         self.leases.append(lease)
         return lease
@@ -206,11 +222,14 @@ class Rig:
     gateway: StubGateway
     upstream: FakeUpstream
     pool: UpstreamPool
+    context: ssl.SSLContext | None = None
+    """Of its clients, where they speak TLS."""
     _clients: list[Peer] = field(default_factory=list)
 
     async def connect(self, *, limit: int = 2**16) -> Peer:
         host, port = self.listener.addresses[0]
-        peer = Peer(*await asyncio.open_connection(host, port, limit=limit))
+        name = "localhost" if self.context is not None else None
+        peer = Peer(*await asyncio.open_connection(host, port, limit=limit, ssl=self.context, server_hostname=name))
         self._clients.append(peer)
         return peer
 
@@ -230,18 +249,35 @@ class Rig:
             peer.writer.transport.abort()
 
 
+@dataclass
+class Secure:
+    """Which sides of a rig speak TLS, and how."""
+
+    certificate: Certificate | None = None
+    client_context: ssl.SSLContext | None = None
+    upstream: ServerTls | None = None
+    upstream_context: ssl.SSLContext | None = None
+
+
 @contextlib.asynccontextmanager
 async def rig(
-    handler: Handler | None = None, *, limits: Limits = FAST, keepalive: bool = True, prefix: bytes = b""
+    handler: Handler | None = None,
+    *,
+    limits: Limits = FAST,
+    keepalive: bool = True,
+    prefix: bytes = b"",
+    secure: Secure | None = None,
 ) -> AsyncIterator[Rig]:
+    secure = secure or Secure()
     upstream = FakeUpstream()
+    upstream.context = secure.upstream_context
     if handler is not None:
         upstream.handler = handler
     async with upstream.running():
-        pool = UpstreamPool("127.0.0.1", upstream.port, keepalive=keepalive)
+        pool = UpstreamPool("127.0.0.1", upstream.port, keepalive=keepalive, tls=secure.upstream)
         gateway = StubGateway(pool, prefix)
-        listener = await start_listener(gateway, "127.0.0.1", 0, limits)
-        setup = Rig(listener, gateway, upstream, pool)
+        listener = await start_listener(gateway, "127.0.0.1", 0, limits, certificate=secure.certificate)
+        setup = Rig(listener, gateway, upstream, pool, secure.client_context)
         try:
             yield setup
         finally:
@@ -251,6 +287,13 @@ async def rig(
             assert not listener.connections
             assert not pool.active
             assert all(lease.released == 1 for lease in gateway.leases)
+
+
+async def leave_unread(peer: Peer) -> None:
+    """Wait until bytes have come that nobody takes; who then closes has not seen them."""
+    peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+    descriptor = peer.writer.get_extra_info("socket").fileno()
+    await until(lambda: select.select([descriptor], [], [], 0)[0] != [])
 
 
 async def until(condition: Callable[[], bool], timeout_s: float = WAIT_S) -> None:

@@ -11,7 +11,7 @@ from juggler.proxy.limits import Limits
 from juggler.proxy.listener import start_listener
 from juggler.proxy.upstream import UpstreamPool
 from juggler.units import KIB, MIB
-from tests.protocol.support import FAST, OK, Peer, StubGateway, header, replies, rig, until
+from tests.protocol.support import FAST, OK, Peer, StubGateway, header, leave_unread, replies, rig, until
 
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
 SOON_S = 0.1
@@ -67,7 +67,7 @@ async def test_client_that_leaves_while_its_upload_is_paused() -> None:
         setup.gateway.hold = asyncio.Event()
         peer = await setup.ask(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9000000\r\n\r\n" + bytes(300 * KIB))
         await until(lambda: bool(setup.gateway.asked))
-        await until(lambda: any(one.paused_descriptor() is not None for one in setup.listener.connections))
+        await until(lambda: any(one.unread_descriptor() is not None for one in setup.listener.connections))
         _reset(peer)
         await until(lambda: setup.gateway.cancelled == 1)
 
@@ -87,7 +87,7 @@ async def test_held_body_is_bounded_and_then_delivered_whole() -> None:
         peer = await setup.ask(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % len(body))
         peer.send(body)
         (connection,) = setup.listener.connections
-        await until(lambda: connection.paused_descriptor() is not None)
+        await until(lambda: connection.unread_descriptor() is not None)
         assert connection.held_bytes <= FAST.held_body_bytes + 8 * MIB // 2
         setup.gateway.hold.set()
         assert await got == body
@@ -236,7 +236,7 @@ async def test_stale_connection_is_replaced_once(size: int) -> None:
         await peer.body(int(header(head, b"content-length") or 0))
         peer.send(OK)
         if setup.upstream.accepted == 1:
-            await peer.reader.read(1)
+            await leave_unread(peer)
             return
         await peer.gone()
 

@@ -136,6 +136,19 @@ async def test_request_body_passes_byte_by_byte(framing: bytes, body: bytes) -> 
     assert got == [body, body]
 
 
+async def test_empty_lines_before_a_request_are_skipped() -> None:
+    """However many, and however they are cut: old clients send one behind a body (RFC 9112 2.2)."""
+    async with rig() as setup:
+        peer = await setup.ask(b"\r\n\r\n" + GET)
+        await peer.exactly(OK)
+        for piece in (b"\r\n", b"\r", b"\n\r\n" + GET):
+            peer.send(piece)
+            await asyncio.sleep(0.005)
+        await peer.exactly(OK)
+        peer.send(b"\r\n" * 3 + b"\n" + GET)
+        assert (await peer.answer())[0] == 400
+
+
 async def test_pipelined_requests_are_answered_in_order() -> None:
     """Requests glued together, bodies included, are taken one after the other."""
     seen: list[bytes] = []

@@ -11,7 +11,7 @@ import pytest
 from juggler.proxy.client import ClientConnection
 from tests.protocol.support import FAST, OK, WAIT_S, Peer, header, rig, until
 
-BRIEF = replace(FAST, body_timeout_s=0.1)
+BRIEF = replace(FAST, body_timeout_s=0.8)
 HALF = b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhello"
 
 
@@ -37,7 +37,7 @@ async def test_a_slow_body_is_no_stalled_one() -> None:
     async with rig(silent, limits=BRIEF) as setup:
         peer = await setup.ask(HALF)
         for piece in (b"w", b"o", b"r", b"l", b"d"):
-            await asyncio.sleep(0.06)
+            await asyncio.sleep(0.3)
             peer.send(piece)
         await peer.exactly(OK)
 
@@ -47,7 +47,7 @@ async def test_a_held_body_may_wait() -> None:
     async with rig(silent, limits=BRIEF) as setup:
         setup.gateway.hold = asyncio.Event()
         peer = await setup.ask(HALF)
-        await asyncio.sleep(0.25)
+        await asyncio.sleep(1.0)
         setup.gateway.hold.set()
         await until(lambda: bool(setup.gateway.leases))
         peer.send(b"world")
@@ -65,7 +65,7 @@ async def test_a_body_may_pause_once_the_answer_has_begun() -> None:
     async with rig(both, limits=BRIEF) as setup:
         peer = await setup.ask(HALF)
         assert (await peer.head()).startswith(b"HTTP/1.1 200 OK\r\n")
-        await asyncio.sleep(0.25)
+        await asyncio.sleep(1.0)
         peer.send(b"world")
         assert await peer.body(10) == b"helloworld"
 

@@ -118,7 +118,7 @@ async def test_every_answer_is_whole_or_visibly_cut(seed: int, caplog: pytest.Lo
 def _be_moody(setup: Rig, chance: random.Random) -> UpstreamPool:
     """Have the gateway hold, refuse, and now and then give out a dead backend; returns that one's pool."""
     gateway, good, dead = setup.gateway, setup.gateway.pool, dead_pool()
-    acquire = gateway.acquire
+    acquire, try_acquire = gateway.acquire, gateway.try_acquire
 
     async def moody(route: Route, request: RequestInfo) -> StubLease | LocalResponse:
         await asyncio.sleep(chance.choice((0, 0.002, 0.01, 0.02)))
@@ -127,7 +127,14 @@ def _be_moody(setup: Rig, chance: random.Random) -> UpstreamPool:
         gateway.pool = dead if chance.random() < 0.05 else good
         return await acquire(route, request)
 
+    def at_once(route: Route, request: RequestInfo) -> StubLease | None:
+        if chance.random() < 0.5:
+            return None
+        gateway.pool = dead if chance.random() < 0.05 else good
+        return try_acquire(route, request)
+
     gateway.acquire = moody  # type: ignore[method-assign]
+    gateway.try_acquire = at_once  # type: ignore[method-assign]
     return dead
 
 

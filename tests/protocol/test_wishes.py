@@ -28,11 +28,18 @@ class TimedStubLease(StubLease):
 def time_leases(gateway: StubGateway, timing: LeaseTiming | None, name: str = "e") -> list[TimedStubLease]:
     """Have a gateway give out timed leases; returns those it gives."""
     given: list[TimedStubLease] = []
-    acquire, route = gateway.acquire, gateway.route
+    acquire, try_acquire, route = gateway.acquire, gateway.try_acquire, gateway.route
 
-    async def timed(where: Route, request: RequestInfo) -> StubLease | LocalResponse:
+    async def waited(where: Route, request: RequestInfo) -> StubLease | LocalResponse:
         lease = await acquire(where, request)
         assert isinstance(lease, StubLease)
+        return timed(lease)
+
+    def at_once(where: Route, request: RequestInfo) -> StubLease | None:
+        lease = try_acquire(where, request)
+        return timed(lease) if lease is not None else None
+
+    def timed(lease: StubLease) -> StubLease:
         timed_lease = TimedStubLease(lease.upstream, gateway.results, timing=timing)
         gateway.leases[gateway.leases.index(lease)] = timed_lease
         given.append(timed_lease)
@@ -42,7 +49,8 @@ def time_leases(gateway: StubGateway, timing: LeaseTiming | None, name: str = "e
         found = route(method, target, host)
         return replace(found, endpoint_name=name) if isinstance(found, Route) else found
 
-    gateway.acquire = timed  # type: ignore[method-assign,assignment]
+    gateway.try_acquire = at_once  # type: ignore[method-assign,assignment]
+    gateway.acquire = waited  # type: ignore[method-assign,assignment]
     gateway.route = named  # type: ignore[method-assign]
     return given
 

@@ -15,7 +15,9 @@ from typing import ClassVar, Literal, Protocol
 from juggler.backends.secrets import secrets_of
 from juggler.ids import InstanceId
 from juggler.memory.footprint import MemoryEstimate
+from juggler.routing.apis import Api
 from juggler.routing.traffic import TrafficTable
+from juggler.tls import ServerTls
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +26,16 @@ class Address:
 
     host: str
     port: int
+    tls: ServerTls | None = None
+    """For attached servers behind ``https://``."""
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def authority(self) -> str:
+        """For the Host field."""
+        return self.tls.authority if self.tls is not None else str(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +88,8 @@ class BackendSettings:
     type: str
     binary: str | None = None
     attach_to: str | None = None
+    attach_tls: ServerTls | None = None
+    """Where ``attach_to`` begins with ``https://``."""
     parameters: tuple[str, ...] = ()
     """``default_parameters`` of the backend followed by the endpoint's ``parameters``."""
     env: Mapping[str, str] = field(default_factory=dict)
@@ -196,6 +207,9 @@ class Backend(abc.ABC):
     type_name: ClassVar[str]
     traffic: ClassVar[TrafficTable]
     """Traffic classes of the program's routes; the same for every instance."""
+
+    api: ClassVar[Api | None] = None
+    """In whose shape the program tells errors on all of its routes; None: it depends on the route."""
 
     has_ui: ClassVar[bool] = False
     """People open its root in a browser: that starts it, as work would."""

@@ -21,6 +21,7 @@ from juggler.backends.base import (
 from juggler.backends.comfyui_launch import command
 from juggler.backends.comfyui_memory import as_system, free, queue_remaining
 from juggler.backends.hints import GENERAL, compiled, find_hint
+from juggler.routing.apis import Api
 from juggler.routing.traffic import TrafficClass, TrafficRule, TrafficTable
 from juggler.units import MINUTES, SECONDS
 
@@ -128,6 +129,7 @@ class ComfyUiBackend(Backend):
     """One ComfyUI; its models are loaded by the prompts that name them."""
 
     type_name = "comfyui"
+    api = Api.COMFYUI
     has_ui = True
     traffic = TrafficTable(_rules())
     """Section 8 of backends.md, except for uploads. A client that opens the socket before it sends its first prompt

@@ -130,7 +130,12 @@ What each type of backend can do, what it needs, and which of its routes load a 
 _TRAFFIC_HEAD = """Rules of `traffic` in the configuration come first, then those of the type, top to bottom. What no
 rule names: GET, HEAD and OPTIONS are light, everything else loads the model. *Light* requests are forwarded while the
 backend answers; while it does not, a GET is answered from the last good reply (`X-Juggler: cached`, `Age`), unless the
-route is marked *of the moment*, else with 503 and `Retry-After`. *Held open* is light and never counts as use.
+route is marked *of the moment*, else with 503 and `Retry-After`. *Held open* is light and never counts as use. A few
+routes have an answer for the time before any (`X-Juggler: placeholder`).
+
+Our own errors have the shape of the API that was called: OpenAI's, Anthropic's (`/v1/messages`), ollama's,
+koboldcpp's, A1111's or ComfyUI's, by the type of the backend where that has one shape, else by the path; each with a
+`juggler` object beside it. Whoever prefers text to JSON (`Accept`) gets text, a browser that opens a page gets a page.
 """
 
 
@@ -198,6 +203,8 @@ def _sections() -> list[str]:
         for rule in kind.traffic.rules:
             moment = ", of the moment" if rule.volatile else ""
             lines.append(f"| `{rule.match.replace('|', chr(92) + '|')}` | {_CLASSES[rule.traffic]}{moment} |")
+        for path, placeholder in kind.traffic.placeholders.items():
+            lines.append(f"| `GET\\|HEAD {path.decode()}` | light, `{placeholder.body.decode()}` before any answer |")
     return lines
 
 

@@ -25,7 +25,8 @@ from juggler.backends.base import (
 from juggler.backends.command_line import find_executable
 from juggler.backends.hints import GENERAL, compiled, find_hint
 from juggler.backends.ollama_models import LoadedModel, loaded_models, unload_all
-from juggler.routing.traffic import TrafficClass, TrafficRule, TrafficTable
+from juggler.routing.apis import Api
+from juggler.routing.traffic import Placeholder, TrafficClass, TrafficRule, TrafficTable
 from juggler.units import GIB, SECONDS
 
 DEFAULT_CONCURRENCY = 4
@@ -42,6 +43,13 @@ _DEFAULTS = {
     "OLLAMA_KEEP_ALIVE": "-1",  # only the juggler unloads
     "OLLAMA_NOPRUNE": "1",  # a start would delete what another ollama downloads into the same store just now
 }
+
+_ROOT = Placeholder(b"Ollama is running", "text/plain; charset=utf-8")
+"""server/routes.go; n8n tests its credentials by it (clients.md 4.1)."""
+
+_ASSUMED_VERSION = Placeholder(b'{"version":"0.33.0"}', "application/json; charset=utf-8")
+"""Clients ask for it before they use a server at all, and some refuse an old one. The version whose routes are known
+here (backends.md); once the server was asked, its own answer takes this one's place."""
 
 _SERVE_WORDS = frozenset({"serve", "start"})
 """The command and its alias (``cmd/cmd.go``)."""
@@ -84,6 +92,7 @@ class OllamaBackend(Backend):
     """One ollama server; what it holds is known only to itself, so it is asked."""
 
     type_name = "ollama"
+    api = Api.OLLAMA
     version_arguments = ("--version",)
     help_arguments = ("serve", "--help")
     traffic = TrafficTable(
@@ -101,7 +110,8 @@ class OllamaBackend(Backend):
             TrafficRule("POST /api/signout", TrafficClass.LIGHT),
             TrafficRule("POST /api/experimental/*", TrafficClass.LIGHT),
             TrafficRule("DELETE *", TrafficClass.LIGHT),
-        ]
+        ],
+        placeholders={b"/": _ROOT, b"/api/version": _ASSUMED_VERSION},
     )
     """Nothing but inference needs GPU memory (backends.md 6.4 and 8; the experimental routes ask ollama.com)."""
 

@@ -9,6 +9,7 @@ from juggler.backends.llamacpp import LlamaCppBackend
 from juggler.backends.ollama import OllamaBackend
 from juggler.backends.sdwebui import SdWebuiBackend
 from juggler.backends.vllm import VllmBackend
+from juggler.routing.apis import Api
 from juggler.routing.traffic import TrafficTable
 
 BACKENDS: dict[str, type[Backend]] = {
@@ -39,6 +40,15 @@ def traffic_for(type_name: str) -> TrafficTable:
         ValueError: A type nobody knows.
     """
     return _class_of(type_name).traffic
+
+
+def api_for(type_name: str) -> Api | None:
+    """In whose shape errors of a type's endpoints are told; None: the path of a request tells.
+
+    Raises:
+        ValueError: A type nobody knows.
+    """
+    return _class_of(type_name).api
 
 
 def _class_of(type_name: str) -> type[Backend]:

@@ -25,6 +25,7 @@ from juggler.backends.sdwebui_api import Api, Memory, Progress, problem
 from juggler.backends.sdwebui_hints import HINTS
 from juggler.backends.sdwebui_launch import api_credentials, command, environment, skips_load, words_of
 from juggler.errors import BackendError, StartFailed
+from juggler.routing import apis
 from juggler.routing.traffic import TrafficClass, TrafficRule, TrafficTable
 from juggler.units import GIB, MIB, MINUTES, SECONDS
 
@@ -89,6 +90,7 @@ class SdWebuiBackend(Backend):
     """One A1111 or Forge, with its UI or (``--nowebui``) without."""
 
     type_name = "sdwebui"
+    api = apis.Api.A1111
     has_ui = True
     traffic = TrafficTable(_rules())
 

@@ -8,6 +8,7 @@ import errno
 import os
 import shutil
 import socket
+import ssl
 from pathlib import Path
 
 from juggler.config.load import LoadedConfig
@@ -15,6 +16,7 @@ from juggler.config.problems import PathParts, Problem, Severity, in_file_order
 from juggler.config.resolve import default_state_dir, default_temp_dir, expand
 from juggler.config.schema import BackendModel, ControlModel
 from juggler.config.tree import quoted
+from juggler.tls import BadPair, out_of_date, server_context, trusting_context
 
 
 def machine_problems(loaded: LoadedConfig) -> list[Problem]:
@@ -29,6 +31,7 @@ def machine_problems(loaded: LoadedConfig) -> list[Problem]:
         written = getattr(loaded.config, key)
         problems += _directory(loaded, key, expand(written) if written is not None else default())
     problems += _listeners(loaded)
+    problems += _certificates(loaded)
     return in_file_order(problems)
 
 
@@ -38,11 +41,43 @@ def _backend(loaded: LoadedConfig, name: str, backend: BackendModel, severity: S
     if backend.cwd is not None and not Path(expand(backend.cwd)).is_dir():
         what = "is not a directory" if Path(expand(backend.cwd)).exists() else "does not exist"
         problems.append(loaded.problem(severity, (*path, "cwd"), f"{backend.cwd} {what}", code="missing-directory"))
+    if backend.tls is not None and backend.tls.ca is not None and backend.tls.verify:
+        problems += _authorities(loaded, (*path, "tls", "ca"), expand(backend.tls.ca))
     if backend.binary is not None:
         found = _program(backend.binary, backend.env.get("PATH"))
         if found is not None:
             message, hint, code = found
             problems.append(loaded.problem(severity, (*path, "binary"), message, hint=hint, code=code))
+    return problems
+
+
+def _authorities(loaded: LoadedConfig, path: PathParts, ca: Path) -> list[Problem]:
+    try:
+        trusting_context(str(ca))
+    except ssl.SSLError:
+        return [loaded.problem("error", path, f"{ca} holds no certificate in PEM form", code="bad-certificate")]
+    except OSError as error:
+        return [loaded.problem("error", path, f"{ca} cannot be read: {error.strerror}", code="bad-certificate")]
+    return []
+
+
+def _certificates(loaded: LoadedConfig) -> list[Problem]:
+    problems = []
+    for index, server in enumerate(loaded.config.servers):
+        if server.tls is None:
+            continue
+        path: PathParts = ("servers", index, "tls")
+        cert = expand(server.tls.cert)
+        try:
+            trouble = out_of_date(cert, server_context(cert, expand(server.tls.key)))
+        except BadPair as error:
+            problems.append(
+                loaded.problem("error", (*path, error.part), error.message, hint=error.hint, code="bad-certificate")
+            )
+            continue
+        if trouble is not None:
+            message = f"the certificate {cert} {trouble}: clients will refuse it"
+            problems.append(loaded.problem("warning", (*path, "cert"), message, code="bad-certificate"))
     return problems
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import platformdirs
 
@@ -14,11 +15,13 @@ from juggler.backends.base import BackendSettings, HttpCall
 from juggler.config.load import LoadedConfig
 from juggler.config.schema import (
     BackendModel,
+    BackendTlsModel,
     BusyCallModel,
     Config,
     ControlModel,
     EndpointModel,
     HttpCallModel,
+    LimitsModel,
     ServerModel,
     backend_type,
 )
@@ -26,8 +29,10 @@ from juggler.config.sharing import instance_key
 from juggler.config.validate import PRIORITIES as PRIORITIES
 from juggler.config.validate import first_gpu_pool, normal_prefix, priority_of
 from juggler.ids import ANY_GPU, EndpointId, InstanceId, PoolId
+from juggler.proxy.limits import Limits
 from juggler.routing.traffic import TrafficClass, TrafficRule
 from juggler.scheduler.policy import ABANDON_AFTER_S, DIALS, Policy
+from juggler.tls import ServerTls
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +90,14 @@ class ResolvedInstance:
 
 
 @dataclass(frozen=True, slots=True)
+class Pair:
+    """A certificate and its key."""
+
+    cert: Path
+    key: Path
+
+
+@dataclass(frozen=True, slots=True)
 class ResolvedServer:
     """One address that clients use."""
 
@@ -93,6 +106,10 @@ class ResolvedServer:
     port: int
     endpoints: tuple[ResolvedEndpoint, ...]
     """In the order in which they are tried."""
+    tls: Pair | None = None
+    """For HTTPS; files that need not exist."""
+    limits: Limits = field(default_factory=Limits)
+    """What its clients may take; what else is in there is not of this server alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +134,10 @@ class ResolvedConfig:
     """Seconds between the comments in an event stream that waits; None: no comments."""
     processing: bool
     """Whether other requests that wait get ``102 Processing``."""
+    page_after_s: float | None
+    """Seconds after which a browser whose page has to wait is shown one of ours; None: never."""
+    answer_half_closed: bool
+    """Whether a client that ends its half of the connection behind its request gets its answer."""
     control: ControlAddress | None
     """None: switched off."""
     servers: tuple[ResolvedServer, ...]
@@ -154,6 +175,8 @@ def resolve(loaded: LoadedConfig) -> ResolvedConfig:
         ),
         comments_every_s=config.waiting.comments_every or None,
         processing=config.waiting.processing,
+        page_after_s=config.waiting.page_after or None,
+        answer_half_closed=config.waiting.half_close == "answer",
         control=ControlAddress(control.host, control.port) if isinstance(control, ControlModel) else None,
         servers=tuple(
             ResolvedServer(
@@ -161,12 +184,30 @@ def resolve(loaded: LoadedConfig) -> ResolvedConfig:
                 server.host,
                 server.port,
                 tuple(_endpoint(config, server, endpoint, shared) for endpoint in server.endpoints),
+                None if server.tls is None else Pair(expand(server.tls.cert), expand(server.tls.key)),
+                _limits(config.limits, server.limits),
             )
             for server in config.servers
         ),
         instances=tuple(_instance(config, members, temp_dir, state_dir, names) for members in _members(shared)),
         # Naming one endpoint twice is a warning, and loads it once.
         warmup=tuple(dict.fromkeys(endpoint_id(entry.server, entry.endpoint) for entry in config.warmup)),
+    )
+
+
+def _limits(general: LimitsModel, own: LimitsModel | None) -> Limits:
+    """What a server's clients may take: what it says itself, else what is said at the top."""
+    written = {} if own is None else {key: getattr(own, key) for key in own.model_fields_set}
+    said = general.model_copy(update=written)
+    return Limits(
+        connections=said.connections,
+        connections_per_client=said.connections_per_client,
+        request_line_bytes=said.request_line_bytes,
+        head_bytes=said.head_bytes,
+        head_timeout_s=said.head_timeout,
+        idle_timeout_s=said.idle_timeout,
+        body_timeout_s=said.body_timeout,
+        response_timeout_s=said.response_timeout or None,
     )
 
 
@@ -302,6 +343,7 @@ def _settings(
         type=kind,
         binary=_program(backend.binary),
         attach_to=backend.attach_to.rstrip("/") if backend.attach_to is not None else None,
+        attach_tls=_attach_tls(backend),
         parameters=(*backend.default_parameters, *endpoint.parameters),
         env={**backend.env, **endpoint.env},
         cwd=str(expand(backend.cwd)) if backend.cwd is not None else None,
@@ -318,6 +360,17 @@ def _settings(
         state_dir=state_dir,
         kv_cache_quota_bytes=config.kv_cache.quota,
     )
+
+
+def _attach_tls(backend: BackendModel) -> ServerTls | None:
+    parts = urlsplit(backend.attach_to or "")
+    if parts.scheme != "https":
+        return None
+    host, port = parts.hostname or "", parts.port or 443
+    shown = f"[{host}]" if ":" in host else host
+    tls = backend.tls or BackendTlsModel()
+    ca = str(expand(tls.ca)) if tls.ca is not None and tls.verify else None
+    return ServerTls(host, shown if port == 443 else f"{shown}:{port}", ca, tls.verify)
 
 
 def _call(call: HttpCallModel | None) -> HttpCall | None:

@@ -25,6 +25,7 @@ from juggler.config.types import (
     Pools,
     Port,
     PositiveDuration,
+    PositiveSize,
     Priority,
     RequestTarget,
     Size,
@@ -32,7 +33,7 @@ from juggler.config.types import (
     Text,
     TrafficMatch,
 )
-from juggler.units import GIB, MINUTES, SECONDS
+from juggler.units import GIB, KIB, MINUTES, SECONDS
 
 
 class Model(BaseModel):
@@ -139,6 +140,17 @@ class WaitingModel(Model):
         description="Send `102 Processing` to the other HTTP/1.1 requests that wait, as often as `comments_every` "
         "says (every ten seconds if that is `0`). Many clients do not expect it.",
     )
+    page_after: Duration = Field(
+        default=1.5 * SECONDS,
+        description="Seconds after which a browser that opens a page of a model that has to load is shown one that "
+        "says so, until the model's own is there; `0` shows none.",
+        json_schema_extra=_shown("1500ms"),
+    )
+    half_close: Literal["leave", "answer"] = Field(
+        default="leave",
+        description="A client that ends its half of the connection behind its request: `leave` takes it for one that "
+        "has left, `answer` sends it its answer.",
+    )
 
 
 class ControlModel(Model):
@@ -193,6 +205,21 @@ HttpCallValue = Annotated[HttpCallModel, SplitCall, CallForms()]
 BusyCallValue = Annotated[BusyCallModel, SplitCall, CallForms()]
 
 
+class BackendTlsModel(Model):
+    """How the certificate of an attached server behind `https://` is looked at."""
+
+    ca: PathText | None = Field(
+        default=None,
+        description="PEM file with the authorities to believe, or with the server's own certificate, in place of those "
+        "that the system trusts. `~` is expanded.",
+    )
+    verify: bool = Field(
+        default=True,
+        description="Refuse a server whose certificate does not prove that it is the one in the URL; `false` talks to "
+        "whoever answers there.",
+    )
+
+
 class BackendModel(Model):
     """A model server program."""
 
@@ -210,6 +237,7 @@ class BackendModel(Model):
         description="URL of a server that already runs: `http://localhost:7860`. It is used when it answers; "
         "if not, `binary` is started.",
     )
+    tls: BackendTlsModel | None = Field(default=None, description="For `attach_to` with `https://`.")
     default_parameters: list[Text] = Field(
         default=[], description="Command-line arguments for every endpoint, before the endpoint's own."
     )
@@ -326,12 +354,77 @@ class EndpointModel(Model):
     )
 
 
+class LimitsModel(Model):
+    """What clients may take of a server."""
+
+    connections: int = Field(
+        default=4096,
+        ge=1,
+        le=1_000_000,
+        description="Connections open at once. One more takes the place of one that is idle; where none is, it is "
+        "answered 503 and closed.",
+    )
+    connections_per_client: int = Field(
+        default=1024,
+        ge=0,
+        le=1_000_000,
+        description="Of these from one address, of IPv6 from one /64 network; one more is answered 429 and closed. "
+        "Connections from this machine do not count; `0` is no bound.",
+    )
+    request_line_bytes: PositiveSize = Field(
+        default=16 * KIB,
+        description="Bytes of a request line, with its path and query; a longer one is answered 414.",
+        json_schema_extra=_shown("16KiB"),
+    )
+    head_bytes: PositiveSize = Field(
+        default=64 * KIB,
+        description="Bytes of a request line with all its fields; more is answered 431.",
+        json_schema_extra=_shown("64KiB"),
+    )
+    head_timeout: PositiveDuration = Field(
+        default=30 * SECONDS,
+        description="Seconds from the first byte of a request to the end of its fields; then it is answered 408.",
+        json_schema_extra=_shown("30s"),
+    )
+    idle_timeout: PositiveDuration = Field(
+        default=2 * MINUTES,
+        description="Seconds without a request after which a connection is closed.",
+        json_schema_extra=_shown("2m"),
+    )
+    body_timeout: PositiveDuration = Field(
+        default=2 * MINUTES,
+        description="Seconds between two pieces of a request's body that its backend waits for; then it is answered "
+        "408.",
+        json_schema_extra=_shown("2m"),
+    )
+    response_timeout: Duration = Field(
+        default=0.0,
+        description="Seconds between two pieces of an answer, also before its first; then it is answered 504, or cut. "
+        "`0` is no bound: a model may think for hours.",
+    )
+
+
+class ServerTlsModel(Model):
+    """What a server proves itself with."""
+
+    cert: PathText = Field(
+        description="PEM file with the certificate, followed by those between it and its root. `~` is expanded."
+    )
+    key: PathText = Field(
+        description="PEM file with its private key, without pass phrase; may be the same file. `~` is expanded."
+    )
+
+
 class ServerModel(Model):
     """An address that clients use."""
 
     name: Name = Field(description="Name in logs, status and `warmup`; unique.")
     host: Host = Field(default="127.0.0.1", description="Address to listen on; `localhost` is 127.0.0.1 and ::1.")
     port: Port = Field(description="TCP port to listen on.")
+    tls: ServerTlsModel | None = Field(default=None, description="Speak HTTPS, not HTTP, with this certificate.")
+    limits: LimitsModel | None = Field(
+        default=None, description="What its clients may take; what is left out is as in the `limits` at the top."
+    )
     endpoints: list[EndpointModel] = Field(description="Where requests go, tried from top to bottom.")
 
 
@@ -368,6 +461,7 @@ class Config(Model):
     waiting: WaitingModel = Field(
         default_factory=WaitingModel, description="What a client sees while its request waits."
     )
+    limits: LimitsModel = Field(default_factory=LimitsModel, description="What clients may take of each server.")
     kv_cache: KvCacheModel = Field(default_factory=KvCacheModel, description="Saved conversation state.")
     backends: dict[Name, BackendModel] = Field(description="The programs, by name; the name is the type if it is one.")
     servers: Annotated[list[ServerModel], Field(min_length=1)] = Field(description="The addresses that clients use.")
@@ -394,12 +488,16 @@ MODELS: dict[tuple[str, ...], type[Model]] = {
     ("scheduler",): SchedulerModel,
     ("control",): ControlModel,
     ("waiting",): WaitingModel,
+    ("limits",): LimitsModel,
     ("kv_cache",): KvCacheModel,
     ("backends", "*"): BackendModel,
+    ("backends", "*", "tls"): BackendTlsModel,
     ("backends", "*", "unload"): HttpCallModel,
     ("backends", "*", "wake"): HttpCallModel,
     ("backends", "*", "busy"): BusyCallModel,
     ("servers", "*"): ServerModel,
+    ("servers", "*", "tls"): ServerTlsModel,
+    ("servers", "*", "limits"): LimitsModel,
     ("servers", "*", "endpoints", "*"): EndpointModel,
     ("servers", "*", "endpoints", "*", "traffic", "*"): TrafficModel,
     ("warmup", "*"): WarmupModel,

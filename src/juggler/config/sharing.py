@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from juggler.config.load import LoadedConfig
 from juggler.config.problems import PathParts, Problem
-from juggler.config.schema import Config, EndpointModel, backend_type
+from juggler.config.schema import BackendTlsModel, Config, EndpointModel, backend_type
 from juggler.config.tree import quoted
 
 _HERE = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0", "::"})
@@ -16,7 +16,7 @@ def attach_key(url: str) -> tuple[str, int]:
     """What all URLs of one server have in common, as (host, port); every name of this machine itself is 127.0.0.1."""
     parts = urlsplit(url)
     host = (parts.hostname or "").lower()
-    return ("127.0.0.1" if host in _HERE else host, parts.port or 80)
+    return ("127.0.0.1" if host in _HERE else host, parts.port or (443 if parts.scheme == "https" else 80))
 
 
 def instance_key(config: Config, endpoint: EndpointModel) -> object:
@@ -41,6 +41,7 @@ def sharing_problems(loaded: LoadedConfig) -> Iterator[Problem]:
 def _targets(loaded: LoadedConfig) -> Iterator[Problem]:
     """Two types on one server, the juggler itself as target, and memory that nobody can ever have."""
     claimed: dict[tuple[str, int], tuple[str, str]] = {}
+    spoken: dict[tuple[str, int], tuple[str, BackendTlsModel]] = {}
     for name, backend in loaded.config.backends.items():
         if backend.attach_to is None or not _readable(backend.attach_to):
             continue
@@ -49,6 +50,10 @@ def _targets(loaded: LoadedConfig) -> Iterator[Problem]:
         other, other_kind = claimed.setdefault(key, (name, kind))
         if other_kind != kind:
             message = f"{quoted(other)} already attaches to this server, as {other_kind}: it cannot be {kind} as well"
+            yield loaded.problem("error", path, message, code="attach-twice")
+        how = (urlsplit(backend.attach_to).scheme, backend.tls or BackendTlsModel())
+        if spoken.setdefault(key, how) != how:
+            message = f'{quoted(other)} attaches to this server in another way: one "https://" and one "tls" for both'
             yield loaded.problem("error", path, message, code="attach-twice")
         own = [(f"server {quoted(server.name)}", server.host, server.port) for server in loaded.config.servers]
         if control := loaded.config.control:

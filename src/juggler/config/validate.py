@@ -9,7 +9,7 @@ from juggler.config.effect import not_in_effect as not_in_effect
 from juggler.config.explain import closest, listing
 from juggler.config.load import LoadedConfig
 from juggler.config.problems import PathParts, Problem, Severity
-from juggler.config.schema import BackendModel, ControlModel, EndpointModel, backend_type
+from juggler.config.schema import BackendModel, BackendTlsModel, ControlModel, EndpointModel, backend_type
 from juggler.config.sharing import sharing_problems
 from juggler.config.tree import quoted
 from juggler.config.types import BACKEND_TYPES
@@ -143,6 +143,8 @@ class _Checks:
             self._add(severity, (*path, "attach_to"), message, code="attach-refused", at_key=True)
         elif backend.attach_to is not None:
             self._attach_url((*path, "attach_to"), backend.attach_to)
+        if backend.tls is not None:
+            self._attach_tls((*path, "tls"), backend, backend.tls)
         if backend.binary is not None and not rule.binary:
             message = f'"binary" has no effect for type {kind}'
             self._warn((*path, "binary"), message, code="no-effect", at_key=True)
@@ -164,15 +166,26 @@ class _Checks:
     def _attach_url(self, path: PathParts, url: str) -> None:
         try:
             parts = urlsplit(url)
-            fits = parts.scheme == "http" and bool(parts.hostname) and "@" not in parts.netloc and parts.port != 0
+            fits = bool(parts.hostname) and "@" not in parts.netloc and parts.port != 0
+            fits = fits and parts.scheme in ("http", "https")
         except ValueError:
             fits = False
         if not fits or any(not "!" <= character <= "~" for character in url):
-            hint = "the connection to a backend is plain HTTP" if url.startswith("https:") else None
-            self._error(path, '"attach_to" must be a URL such as "http://localhost:7860"', hint=hint, code="bad-url")
+            self._error(path, '"attach_to" must be a URL such as "http://localhost:7860"', code="bad-url")
         elif parts.path not in ("", "/") or parts.query or parts.fragment:
             message = '"attach_to" must end after host and port: the path comes from the request'
-            self._error(path, message, hint=f'write "http://{parts.netloc}"', code="bad-url")
+            self._error(path, message, hint=f'write "{parts.scheme}://{parts.netloc}"', code="bad-url")
+
+    def _attach_tls(self, path: PathParts, backend: BackendModel, tls: BackendTlsModel) -> None:
+        if not (backend.attach_to or "").lower().startswith("https:"):
+            message = '"tls" has no effect without an "attach_to" that begins with "https://"'
+            self._warn(path, message, code="no-effect", at_key=True)
+        elif not tls.verify:
+            message = "nothing proves that the server there is the right one: whoever sits in between can read along"
+            hint = 'name its certificate, or that of its authority, as "ca" instead'
+            self._warn((*path, "verify"), message, hint=hint, code="not-verified", at_key=True)
+            if tls.ca is not None:
+                self._warn((*path, "ca"), '"ca" has no effect with "verify": false', code="no-effect", at_key=True)
 
     # --- names and addresses -----------------------------------------------------------------------------------
 

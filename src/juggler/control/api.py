@@ -74,6 +74,9 @@ class ControlGateway:
         kept = decisions(self._engine, self._clock.monotonic(), instance)
         return _json(200, {"decisions": kept, "made": self._engine.scheduler.state.decisions_made})
 
+    def try_acquire(self, route: Route, request: RequestInfo) -> Lease | None:
+        return None  # nothing is forwarded from here
+
     async def acquire(self, route: Route, request: RequestInfo) -> Lease | LocalResponse:
         for name, value in request.headers:
             if name.lower() == b"origin" and not self._is_own_name(value.partition(b"://")[2]):

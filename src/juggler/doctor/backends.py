@@ -15,9 +15,10 @@ from juggler.doctor.options import Family, KnownOptions, read_help, unknown_opti
 from juggler.errors import JugglerError, StartFailed
 from juggler.lifecycle.caller import HttpCaller
 from juggler.survey.brief_run import BriefRun, run_briefly
-from juggler.survey.servers import Identity, reach, who_answers
+from juggler.survey.servers import Identity, find, who_answers
 from juggler.survey.threads import in_thread
 from juggler.survey.versions import find_version, shortened
+from juggler.tls import Trouble
 from juggler.units import SECONDS
 
 RUN_LIMIT_S = 20 * SECONDS
@@ -215,8 +216,11 @@ _UNLOADS_WITH = {
 async def _target(settings: BackendSettings) -> list[Finding]:
     """Whether the server to attach to is there, and the program it should be."""
     url = settings.attach_to or ""
-    address, why = await reach(url)
-    if address is None:
+    address = await find(url, settings.attach_tls)
+    if isinstance(address, Trouble):
+        why = address.why
+        if address.hint is not None:
+            return [problem(f"no connection to {url}: {why}", address.hint)]
         if settings.binary is not None:
             return [note(f"nothing answers at {url} ({why}): the juggler would start its own")]
         return [problem(f"nothing answers at {url} ({why})", "start that server, or set `binary`")]

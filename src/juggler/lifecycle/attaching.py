@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 from juggler.backends.base import Address, Backend, ProbeResult, StopStep
 from juggler.clock import Clock
 from juggler.errors import AttachFailed, BackendExited
-from juggler.lifecycle.caller import HttpCaller
+from juggler.lifecycle.caller import HttpCaller, TlsFailed, connect
 from juggler.lifecycle.launcher import ExitReport
+from juggler.tls import HANDSHAKE_LIMIT_S, Trouble
 from juggler.units import SECONDS, format_duration
 
 CONNECT_LIMIT_S = 1 * SECONDS
@@ -82,7 +83,7 @@ class AttachTarget:
     """Where a server is expected to run.
 
     Args:
-        url: ``http://host:port``, as the configuration check lets it through.
+        url: ``http://host:port`` or ``https://host:port``, as the configuration check lets it through.
         backend: Asked whether what answers there is its program.
     """
 
@@ -92,7 +93,8 @@ class AttachTarget:
         self._clock = clock
         parts = urlsplit(url)
         self._host = parts.hostname or "127.0.0.1"
-        self._port = parts.port or 80
+        self._tls = backend.settings.attach_tls
+        self._port = parts.port or (80 if self._tls is None else 443)
 
     async def find(self) -> HttpCaller:
         """A caller for the server, once it is ready for traffic.
@@ -149,24 +151,25 @@ class AttachTarget:
         Raises:
             AttachFailed: None does.
         """
-        why = "the name has no address"
+        told = Trouble("the name has no address")
         for address in await self._addresses():
-            why = await connect_problem(address)
-            if not why:
+            trouble = await connect_trouble(address)
+            if trouble is None:
                 return HttpCaller(address)
-        raise self._failed(why)
+            told = worse(told, trouble)
+        raise self._failed(told.why, told.hint)
 
     async def _addresses(self) -> list[Address]:
         """``localhost`` is both loopbacks, IPv4 first: a name service may know only one of them."""
         if self._host.lower() == "localhost":
-            return [Address("127.0.0.1", self._port), Address("::1", self._port)]
+            return [Address("127.0.0.1", self._port, self._tls), Address("::1", self._port, self._tls)]
         try:
             async with asyncio.timeout(RESOLVE_LIMIT_S):
                 found = await asyncio.get_running_loop().getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:  # includes TimeoutError
             raise self._failed(f"the name {self._host!r} cannot be resolved") from error
         hosts = dict.fromkeys(str(entry[4][0]) for entry in found)
-        return [Address(host, self._port) for host in hosts][:ADDRESSES_LIMIT]
+        return [Address(host, self._port, self._tls) for host in hosts][:ADDRESSES_LIMIT]
 
     def _wrong(self) -> AttachFailed:
         return self._failed(
@@ -186,16 +189,37 @@ class AttachTarget:
 
 
 async def connect_problem(address: Address) -> str:
-    """Why no connection can be made to ``address``, within a second; empty if one can."""
+    """Why no connection can be made to ``address``, within seconds; empty if one can."""
+    trouble = await connect_trouble(address)
+    return trouble.why if trouble is not None else ""
+
+
+async def connect_trouble(address: Address) -> Trouble | None:
+    """Why no connection can be made to ``address``, and what helps; None if one can. A second, three with TLS."""
     try:
-        async with asyncio.timeout(CONNECT_LIMIT_S):
-            _, writer = await asyncio.open_connection(address.host, address.port)
+        async with asyncio.timeout(CONNECT_LIMIT_S if address.tls is None else HANDSHAKE_LIMIT_S):
+            _, writer = await connect(address, look=True)
+    except TlsFailed as error:
+        return error.trouble
     except TimeoutError:
-        return f"it does not accept connections ({address})"
+        return Trouble(f"it does not accept connections ({address})")
     except OSError as error:
-        return "the connection is refused" if isinstance(error, ConnectionRefusedError) else str(error)
-    writer.transport.abort()
-    return ""
+        return Trouble("the connection is refused" if isinstance(error, ConnectionRefusedError) else str(error))
+    if address.tls is not None:
+        # Cut off behind its handshake, many a server would log an error, every few seconds.
+        writer.close()
+        asyncio.get_running_loop().call_later(CONNECT_LIMIT_S, writer.transport.abort)
+    else:
+        writer.transport.abort()
+    return None
+
+
+def worse(one: Trouble, other: Trouble) -> Trouble:
+    """Which of two addresses' troubles to tell of: the later one, unless there is advice for the earlier.
+
+    Where ``localhost`` is both loopbacks, mostly nobody listens on one.
+    """
+    return one if one.hint is not None and other.hint is None else other
 
 
 async def has_died(address: Address) -> bool:

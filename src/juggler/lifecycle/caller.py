@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from urllib.parse import quote
 
 from juggler.backends.base import Address, Response
+from juggler.tls import HANDSHAKE_LIMIT_S, Trouble, client_context, explain
 from juggler.units import KIB, MIB, SECONDS
 
 CONNECT_LIMIT_S = 1 * SECONDS
@@ -25,6 +26,14 @@ _TARGET_SAFE = "/?:@!$&'()*+,;=-._~%[]|"
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")  # RFC 9110 section 5.6.2
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-9][0-9]{2})(?: [^\r\n]*)?\Z")
 _METHODS_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
+
+
+class TlsFailed(ConnectionError):
+    """No connection to a server behind ``https://``."""
+
+    def __init__(self, trouble: Trouble) -> None:
+        super().__init__(trouble.why)
+        self.trouble = trouble
 
 
 class HttpCaller:
@@ -50,7 +59,7 @@ class HttpCaller:
             path: Origin form with query; characters that may not appear in one are percent-encoded.
             headers: Further fields; they win over our own of the same name.
             body: Sent with ``Content-Length``.
-            timeout_s: For everything together; the connect alone gets at most one second of it.
+            timeout_s: For everything together; the connect alone gets at most one second of it, three with TLS.
             limit_bytes: Of answer body; a longer one is an error, not a truncated answer.
 
         Raises:
@@ -61,7 +70,8 @@ class HttpCaller:
         answer = ResponseParser(limit_bytes=limit_bytes, bodiless=method == "HEAD")
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._exchange(request, answer, min(CONNECT_LIMIT_S, timeout_s))
+                limit_s = CONNECT_LIMIT_S if self.address.tls is None else HANDSHAKE_LIMIT_S
+                return await self._exchange(request, answer, min(limit_s, timeout_s))
         except TimeoutError:
             raise TimeoutError(f"{method} {path} on {self.address}: no answer within {timeout_s:g} s") from None
         except UnicodeError as error:  # a host name that IDNA refuses
@@ -69,7 +79,7 @@ class HttpCaller:
 
     async def _exchange(self, request: bytes, answer: "ResponseParser", connect_limit_s: float) -> Response:
         async with asyncio.timeout(connect_limit_s):
-            reader, writer = await asyncio.open_connection(self.address.host, self.address.port)
+            reader, writer = await connect(self.address)
         try:
             # Not drained: the answer may come before the body has been read, and then nobody reads the rest.
             writer.write(request)
@@ -86,13 +96,34 @@ class HttpCaller:
             writer.transport.abort()
 
 
+async def connect(address: Address, *, look: bool = False) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection, with its TLS handshake if the server wants one.
+
+    Args:
+        look: See ``juggler.tls.client_context``.
+
+    Raises:
+        OSError: There is none; ``juggler.tls.explain`` has told why, where TLS is to blame.
+    """
+    tls = address.tls
+    if tls is None:
+        return await asyncio.open_connection(address.host, address.port)
+    try:
+        context = await client_context(tls, look=look)
+        return await asyncio.open_connection(address.host, address.port, ssl=context, server_hostname=tls.name)
+    except ConnectionRefusedError:
+        raise
+    except OSError as error:
+        raise TlsFailed(explain(error, tls)) from error
+
+
 def _request_bytes(address: Address, method: str, path: str, headers: Mapping[str, str], body: bytes | None) -> bytes:
     """The request as sent.
 
     Raises:
         ConnectionError: Method or a header would break out of its line; nothing is sent.
     """
-    fields = {"host": ("Host", str(address)), "accept-encoding": ("Accept-Encoding", "identity")}
+    fields = {"host": ("Host", address.authority), "accept-encoding": ("Accept-Encoding", "identity")}
     for name, value in headers.items():
         fields[name.lower()] = (name, value)
     fields["connection"] = ("Connection", "close")

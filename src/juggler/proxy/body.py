@@ -1,9 +1,16 @@
 """The body of one request on its way through: counted, delimited, and kept only as far as a bound allows. No I/O."""
 
-from juggler.proxy.framing import Chunked, Length, NoBody, Tracker
-from juggler.proxy.head import RequestHead
+from dataclasses import dataclass
+
+from juggler.errors import BadRequest
+from juggler.proxy.framing import Chunked, FramingError, Length, NoBody, Tracker
+from juggler.proxy.head import RequestHead, find_request_end, parse_request
+from juggler.proxy.limits import Limits
 
 _NO_BODY = NoBody()
+
+
+_METHOD_START = frozenset(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz\r")
 
 
 class RequestBody:
@@ -11,22 +18,25 @@ class RequestBody:
 
     Args:
         head: Says how the body is framed.
+        whole: All of it, if that is here already; only of one with a length.
     """
 
     __slots__ = ("_seen", "_seen_at", "_tracker", "complete", "kept", "size")
 
-    def __init__(self, head: RequestHead) -> None:
+    def __init__(self, head: RequestHead, whole: bytes = b"") -> None:
         self._tracker: Tracker
-        if head.chunked:
+        if whole:
+            self._tracker = _NO_BODY
+        elif head.chunked:
             self._tracker = Chunked()
         elif head.content_length:
             self._tracker = Length(head.content_length)
         else:
             self._tracker = _NO_BODY
         self.complete = self._tracker is _NO_BODY
-        self.size = 0
+        self.size = len(whole)
         """Bytes so far."""
-        self.kept: list[bytes] | None = []
+        self.kept: list[bytes] | None = [whole] if whole else []
         """All bytes so far, for the first or a second connection; None once they were let go."""
         self._seen = -1  # size at the last look of stalled, and since when it has been that
         self._seen_at = 0.0
@@ -68,3 +78,37 @@ class RequestBody:
     def let_go(self) -> None:
         """No other connection will need what has arrived so far."""
         self.kept = None
+
+
+@dataclass(slots=True)
+class Request:
+    """A request as it came in: its head, and its body as far as it has arrived."""
+
+    head: RequestHead
+    body: RequestBody
+
+
+def read_request(buffer: bytes, limits: Limits) -> tuple[Request, bytes] | None:
+    """The request at the start of ``buffer``; None while its head is not there whole.
+
+    Returns:
+        With it, what follows its head, but for a body that is there whole.
+
+    Raises:
+        BadRequest: It can never be one.
+    """
+    end = find_request_end(buffer, limits.head_bytes, limits.request_line_bytes)
+    if end < 0:
+        if buffer[0] not in _METHOD_START:
+            raise BadRequest("This is not HTTP.", hint="The address wants http://, not https://.")
+        return None
+    head = parse_request(buffer[:end])
+    rest = buffer[end:]
+    if rest and len(rest) == head.content_length:
+        return Request(head, RequestBody(head, rest)), b""
+    return Request(head, RequestBody(head)), rest
+
+
+def bad_body(error: FramingError) -> BadRequest:
+    """What the client is told of its body."""
+    return BadRequest(f"The request body is malformed: {error}.")

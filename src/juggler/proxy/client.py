@@ -1,7 +1,7 @@
 """One client connection: heads in, answers out, one request after the other.
 
-A coroutine per connection decides (route, hold, forward, release); protocol callbacks move bytes. The connection is
-in one of four states:
+A coroutine per connection decides (route, hold, forward, release); protocol callbacks move bytes, and see alone to
+requests for which nothing has to be waited. The connection is in one of four states:
 
 - ``HEAD``: between requests; arriving bytes are looked at for a head.
 - ``BUSY``: a request is held or forwarded. Its body goes to the exchange, what follows it is kept for later.
@@ -10,67 +10,27 @@ in one of four states:
 """
 
 import asyncio
-import contextlib
-import enum
 import logging
-import os
-import socket
-import struct
-from typing import Protocol, cast
+import re
+from typing import cast
 
-from juggler.errors import BackendError, BadRequest, JugglerError, NotReady, UpstreamError
-from juggler.proxy.body import RequestBody
-from juggler.proxy.contract import ExchangeResult, Gateway, LocalResponse, RequestInfo, Route
-from juggler.proxy.exchange import Exchange, Request
+from juggler.errors import BadRequest, JugglerError
+from juggler.proxy.body import Request, RequestBody, bad_body, read_request
+from juggler.proxy.connection import HOLD_AGAIN_AFTER_S, ListenerSide, State, Unreached, reset_when_closed, wake
+from juggler.proxy.contract import Lease, LocalResponse, RequestInfo, Route
+from juggler.proxy.exchange import Exchange
 from juggler.proxy.framing import FramingError
-from juggler.proxy.head import find_request_end, parse_request
-from juggler.proxy.limits import Limits
-from juggler.proxy.replies import Replies
-from juggler.proxy.responses import error_response, local_response
+from juggler.proxy.head import RequestHead
+from juggler.proxy.own import own_answer
+from juggler.proxy.responses import error_response
+from juggler.proxy.tls import GOODBYE_S, has_sent_all
 from juggler.proxy.waiting_room import Wait
 from juggler.proxy.wishes import NO_WISHES, parse_wishes
-from juggler.units import SECONDS
 
 _log = logging.getLogger("juggler.proxy")
 
 _NEVER = float("inf")
-_UNABLE = (NotReady, BackendError, UpstreamError)
-"""The backend cannot answer now; not among them are refusals of the request and a juggler that goes down."""
-_METHOD_START = frozenset(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz\r")
-
-
-_HOLD_AGAIN_AFTER_S = (0.02 * SECONDS, 0.2 * SECONDS, 0.8 * SECONDS)
-"""Pauses before a request is held anew whose backend refused the connection: the end of a process is known within
-milliseconds, that of an attached server after a second look."""
-
-
-class _Unreached(Exception):
-    """No connection to the backend, and nothing of the request was sent: it can be held again."""
-
-    def __init__(self, error: JugglerError) -> None:
-        super().__init__(error.message)
-        self.error = error
-
-
-class State(enum.Enum):
-    """See the module."""
-
-    HEAD = "head"
-    BUSY = "busy"
-    TUNNEL = "tunnel"
-    CLOSING = "closing"
-
-
-class ListenerSide(Protocol):
-    """What a connection needs of its listener."""
-
-    gateway: Gateway
-    limits: Limits
-    replies: Replies
-    draining: bool
-
-    def opened(self, connection: "ClientConnection") -> JugglerError | None: ...
-    def closed(self, connection: "ClientConnection") -> None: ...
+_EMPTY_LINES = re.compile(rb"\A(?:\r\n)+")
 
 
 class ClientConnection(asyncio.Protocol):
@@ -79,13 +39,14 @@ class ClientConnection(asyncio.Protocol):
     __slots__ = (
         "_body",
         "_buffer",
-        "_cut_code",
+        "_client",
         "_deadline",
         "_drained",
         "_exchange",
         "_gateway",
         "_head_started",
         "_limits",
+        "_linger_until",
         "_listener",
         "_loop",
         "_read_paused",
@@ -97,6 +58,8 @@ class ClientConnection(asyncio.Protocol):
         "_waiter",
         "address",
         "closes",
+        "cut_code",
+        "half_closed",
         "write_paused",
     )
 
@@ -116,13 +79,18 @@ class ClientConnection(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None  # the coroutine waits for a head
         self._drained: asyncio.Future[None] | None = None  # the coroutine waits for the client to read
         self._deadline = _NEVER
+        self._linger_until = 0.0  # bound of a deadline that bytes from the client put off
         self._head_started = False  # the deadline is the head's, not the idle one
         self._read_paused = False
-        self._cut_code: str | None = None  # why we, not the client, ended a request early
+        self._client = ""  # address as text
         self.address = b""
         """Of the client, without port."""
         self.closes = False
         """The connection ends after the request in work."""
+        self.cut_code: str | None = None
+        """Why we, not the client, ended a request early."""
+        self.half_closed = False
+        """The client sends nothing more, and may still wait for answers."""
         self.write_paused = False
 
     # Callbacks of the event loop
@@ -132,6 +100,7 @@ class ClientConnection(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=self._limits.write_buffer_bytes)
         peer = transport.get_extra_info("peername")
         self.address = str(peer[0]).encode("latin-1", "replace") if peer else b"unknown"
+        self._client = self.address.decode("latin-1")
         self._deadline = self._loop.time() + self._limits.idle_timeout_s
         refusal = self._listener.opened(self)
         if refusal is not None:
@@ -142,23 +111,25 @@ class ClientConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         state = self._state
         if state is State.TUNNEL:
-            self._touch_tunnel()
+            self.tunnel_activity()
             if self._exchange is not None:
                 self._exchange.send_raw(data)
             return
         if state is State.CLOSING:
+            if self.secure:
+                self._deadline = min(self._loop.time() + GOODBYE_S, self._linger_until)
             return
         if self._body is not None:
             try:
                 data = self._feed_body(self._body, data)
             except FramingError as error:
-                self._refuse(_bad_body(error))
+                self._refuse(bad_body(error))
                 return
             if not data:
                 return
         self._buffer = self._buffer + data if self._buffer else data
         if self._waiter is not None and self._request is None and self._find_head():
-            self._wake(self._waiter)
+            self._go_on()
         elif self._state is State.BUSY:
             self.update_reading()
 
@@ -166,8 +137,12 @@ class ClientConnection(asyncio.Protocol):
         if self._state is State.TUNNEL and self._exchange is not None:
             self._deadline = self._loop.time() + self._limits.half_close_timeout_s
             self._exchange.on_client_eof()
-            return True
+            return not self.secure
         if self._state is State.BUSY:
+            if self._limits.answer_half_closed and self._body is None and not self.secure:
+                self.half_closed = True
+                self._listener.unread(self)
+                return True
             # Whoever waits for an answer keeps the connection open; this is how a client cancels.
             self._leave()
             self._transport.abort()
@@ -187,7 +162,7 @@ class ClientConnection(asyncio.Protocol):
         if self._exchange is not None:
             self._exchange.on_client_drained()
         if self._drained is not None:
-            self._wake(self._drained)
+            wake(self._drained)
 
     # For the listener
 
@@ -199,6 +174,11 @@ class ClientConnection(asyncio.Protocol):
     @property
     def draining(self) -> bool:
         return self._listener.draining
+
+    @property
+    def secure(self) -> bool:
+        """The client speaks TLS, so neither side can end its half alone."""
+        return self._listener.secure
 
     @property
     def task(self) -> asyncio.Task[None] | None:
@@ -223,6 +203,8 @@ class ClientConnection(asyncio.Protocol):
             self._refuse(BadRequest("The request head took too long.", status=408, code="request_timeout"))
         elif self._state is State.TUNNEL:
             self.cut(None)
+        elif self.secure and self._state is State.CLOSING:
+            self._end_tls(now)
         else:
             self._transport.abort()
 
@@ -236,15 +218,23 @@ class ClientConnection(asyncio.Protocol):
         """Bytes of answers that the client has not taken."""
         return self._transport.get_write_buffer_size()
 
-    def paused_descriptor(self) -> int | None:
-        """File descriptor of a connection that is not being read, so that nobody would notice its end."""
-        if not self._read_paused or self._transport.is_closing():
+    def unread_descriptor(self) -> tuple[int, bool] | None:
+        """See ``hangup.Unread``. Behind a body that is still to be read an end of file may be a mere half's."""
+        if not (self._read_paused or self.half_closed) or self._transport.is_closing():
             return None
-        return cast(int, self._transport.get_extra_info("socket").fileno())
+        descriptor: int = self._transport.get_extra_info("socket").fileno()
+        return descriptor, not (self.half_closed or self._limits.answer_half_closed)
+
+    def quiet_s(self, now: float) -> float:
+        """For how long no request has come, not even a whole head; 0 while one is in work."""
+        if self._state is not State.HEAD or self._request is not None:
+            return 0.0
+        limit_s = self._limits.head_timeout_s if self._head_started else self._limits.idle_timeout_s
+        return now - self._deadline + limit_s
 
     def cut(self, code: str | None) -> None:
         """End the connection at once; ``code`` goes into the result of a request in work (None: the client left)."""
-        self._cut_code = code
+        self.cut_code = code
         self._leave()
         self._transport.abort()
 
@@ -270,10 +260,7 @@ class ClientConnection(asyncio.Protocol):
 
     def reset(self) -> None:
         """Cut the connection so that the client sees an error, where a mere end would look like the answer's."""
-        if not self._transport.is_closing():
-            with contextlib.suppress(OSError):
-                option = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
-                self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, option)
+        reset_when_closed(self._transport)
         self._transport.abort()
 
     def start_tunnel(self) -> bytes:
@@ -282,10 +269,13 @@ class ClientConnection(asyncio.Protocol):
         self._body = None
         early, self._buffer = self._buffer, b""
         self.update_reading()
+        if self.half_closed:
+            self._loop.call_soon(self.eof_received)  # for the tunnel
         return early
 
     def tunnel_activity(self) -> None:
-        self._touch_tunnel()
+        if self._deadline != _NEVER:
+            self._deadline = self._loop.time() + self._limits.half_close_timeout_s
 
     def update_reading(self) -> None:
         """Read on or pause: the one place that decides."""
@@ -303,6 +293,7 @@ class ClientConnection(asyncio.Protocol):
             self._read_paused = pause
             if pause:
                 self._transport.pause_reading()
+                self._listener.unread(self)
             else:
                 self._transport.resume_reading()
 
@@ -312,33 +303,33 @@ class ClientConnection(asyncio.Protocol):
         """Take a request out of the buffer if its head is there whole; also True if it can never be one."""
         buffer, limits = self._buffer, self._limits
         if buffer.startswith(b"\r\n"):
-            buffer = self._buffer = buffer[2:]  # old clients send one after a body (RFC 9112 2.2)
+            # Old clients send one after a body (RFC 9112 2.2); all, or the verdict would depend on how they are cut.
+            buffer = self._buffer = _EMPTY_LINES.sub(b"", buffer, count=1)
         if not buffer:
             return False
         try:
-            end = find_request_end(buffer, limits.head_bytes, limits.request_line_bytes)
-            if end < 0:
-                if buffer[0] not in _METHOD_START:
-                    raise BadRequest("This is not HTTP.", hint="The address wants http://, not https://.")
+            found = read_request(buffer, limits)
+            if found is None:
                 if not self._head_started:
                     self._head_started = True
                     self._deadline = self._loop.time() + limits.head_timeout_s
                 return False
-            head = parse_request(buffer[:end])
-            body = RequestBody(head)
-            self._body = None if body.complete else body
+            request, rest = found
+            body = request.body
             self._state = State.BUSY
             self._deadline = _NEVER
-            rest, self._buffer = buffer[end:], b""
+            self._body = None if body.complete else body
+            self._buffer = b""
             if rest:
                 self._buffer = self._feed_body(body, rest) if self._body is not None else rest
         except BadRequest as error:
             self._request = error
         except FramingError as error:
-            self._request = _bad_body(error)
+            self._request = bad_body(error)
         else:
-            self._request = Request(head, body)
-            self.update_reading()
+            self._request = request
+            if self._body is not None or self._buffer:
+                self.update_reading()
         return True
 
     def _feed_body(self, body: RequestBody, data: bytes) -> bytes:
@@ -367,12 +358,7 @@ class ClientConnection(asyncio.Protocol):
                 await self._drained
             finally:
                 self._drained = None
-        self._state = State.HEAD
-        self._head_started = False
-        self.closes = False
-        self._deadline = self._loop.time() + self._limits.idle_timeout_s
-        if not (self._buffer and self._find_head()):
-            self.update_reading()
+        if not self._look_for_head():
             self._waiter = self._loop.create_future()
             try:
                 await self._waiter
@@ -381,6 +367,66 @@ class ClientConnection(asyncio.Protocol):
         request, self._request = self._request, None
         assert request is not None
         return request
+
+    def _look_for_head(self) -> bool:
+        """The request before is over: whether the next one is here already."""
+        self._state = State.HEAD
+        self._head_started = False
+        self.closes = False
+        self._deadline = self._loop.time() + self._limits.idle_timeout_s
+        if self._buffer and self._find_head():
+            return True
+        if self._read_paused:
+            self.update_reading()
+        return False
+
+    # Requests for which nothing has to be waited: the coroutine sleeps on
+
+    def _go_on(self) -> None:
+        """A request is there: forward it on the spot, or wake the coroutine for it."""
+        request = self._request
+        if not (isinstance(request, Request) and self._begin_at_once(request)) and self._waiter is not None:
+            wake(self._waiter)
+
+    def _begin_at_once(self, request: Request) -> bool:
+        """False: the coroutine has to see to it, with whatever of it has been begun."""
+        head = request.head
+        if head.wishes:
+            return False
+        try:
+            route = self._gateway.route(head.method, head.target, head.host)
+            lease = self._gateway.try_acquire(route, self._info(head)) if isinstance(route, Route) else None
+        except Exception:
+            return False  # the coroutine will meet the same, and tell
+        if lease is None:
+            return False
+        assert isinstance(route, Route)
+        wait = self._wait = Wait(self, request, route, NO_WISHES, self._limits, self._loop.time())
+        return self._open(route, request, lease, wait).begin()
+
+    def exchange_over(self, exchange: Exchange) -> None:
+        """An exchange is over that the coroutine does not await; most often the next request comes then."""
+        ends = self.closes or self._listener.draining or self.half_closed or self._transport.is_closing()
+        if exchange.complete and not ends and not self.write_paused:
+            self._exchange = self._wait = self._request = None
+            exchange.release()
+            if self._look_for_head():
+                self._go_on()
+        elif self._waiter is not None:
+            wake(self._waiter)
+
+    def _info(self, head: RequestHead) -> RequestInfo:
+        return RequestInfo(head.method, head.target, self._client, head=head)
+
+    def _open(self, route: Route, request: Request, lease: Lease, wait: Wait) -> Exchange:
+        """The hold is over."""
+        now = self._loop.time()
+        wait.leased(lease, now)
+        recorder = None
+        if route.cacheable and wait.stream is None:
+            recorder = self._listener.replies.recorder(route, request.head)
+        self._exchange = Exchange(self, request, route, lease, self._limits, wait, self._loop, now, recorder)
+        return self._exchange
 
     # The coroutine
 
@@ -392,7 +438,7 @@ class ClientConnection(asyncio.Protocol):
                     self._answer_and_close(error_response(request, close=True))
                     return
                 await self._answer(request)
-                if self._listener.draining:
+                if self._listener.draining or (self.half_closed and not self._buffer):
                     break
             self._close(discard=self._body is not None or bool(self._buffer))
         finally:
@@ -403,28 +449,31 @@ class ClientConnection(asyncio.Protocol):
 
     async def _answer(self, request: Request) -> None:
         head = request.head
-        path = head.target
-        target: Route | LocalResponse | None = None
+        route: Route | None = None
+        said: LocalResponse | JugglerError | None
         try:
-            target = self._gateway.route(head.method, head.target, head.host)
-            if isinstance(target, Route):
-                path = target.target
-                local = await self._forward(target, request)
-                if local is None:
-                    return
-                target = local
-            if self._wait is not None and self._wait.stream is not None:
-                self._end_stream(self._wait.answered_here(target))
-                return
-            close = self._closes_after_own_answer(request)
-            self.write(local_response(target, head_only=head.method == b"HEAD", close=close, added=self._timing()))
-        except JugglerError as error:
-            if isinstance(target, Route) and isinstance(error, _UNABLE) and self._answer_from_earlier(request, target):
-                return
-            self._answer_error(request, error, path)
-        except Exception:
-            _log.exception("request %s %s failed", head.method.decode("latin-1"), head.target.decode("latin-1"))
-            self._answer_error(request, JugglerError("The juggler made a mistake; its log says more."), path)
+            try:
+                exchange = self._exchange  # a request that was begun was routed
+                if exchange is not None:
+                    target: Route | LocalResponse = exchange.route
+                else:
+                    target = self._gateway.route(head.method, head.target, head.host)
+                if isinstance(target, Route):
+                    route = target
+                    said = await self._forward(route, request)
+                else:
+                    said = target
+            except JugglerError as error:
+                said = error
+            except Exception:
+                _log.exception("request %s %s failed", head.method.decode("latin-1"), head.target.decode("latin-1"))
+                said = JugglerError("The juggler made a mistake; its log says more.")
+            if said is not None:
+                listener, now = self._listener, self._loop.time()
+                data, self.closes = own_answer(
+                    said, request, route, self._wait, listener.replies, draining=listener.draining, now=now
+                )
+                self.write(data)
         finally:
             self._wait = None
 
@@ -436,21 +485,22 @@ class ClientConnection(asyncio.Protocol):
         Returns:
             None: the answer was sent, or the connection cut.
         """
-        head = request.head
-        fields = tuple([(name, value) for _, name, value in head.fields])
-        wishes = parse_wishes(fields) if head.wishes else NO_WISHES
-        info = RequestInfo(head.method, head.target, self.address.decode("latin-1"), fields, wishes)
-        wait = self._wait = Wait(self, request, route, wishes, self._limits, self._loop.time())
-        for pause_s in _HOLD_AGAIN_AFTER_S:
+        info = self._info(request.head)
+        if request.head.wishes:
+            info.wishes = parse_wishes(info.headers)
+        wait = self._wait
+        if wait is None:
+            wait = self._wait = Wait(self, request, route, info.wishes, self._limits, self._loop.time())
+        for pause_s in HOLD_AGAIN_AFTER_S:
             try:
                 return await self._forward_once(route, request, info, wait)
-            except _Unreached:
+            except Unreached:
                 wait.lost_lease()
                 await asyncio.sleep(pause_s)
                 info = wait.rest_of(info, self._loop.time())
         try:
             return await self._forward_once(route, request, info, wait)
-        except _Unreached as unreached:
+        except Unreached as unreached:
             raise unreached.error from unreached
 
     async def _forward_once(
@@ -459,85 +509,30 @@ class ClientConnection(asyncio.Protocol):
         """Hold, relay, release.
 
         Raises:
-            _Unreached: No connection could be made, and the request is still whole.
+            Unreached: No connection could be made, and the request is still whole.
         """
-        lease = await self._gateway.acquire(route, info)
-        if isinstance(lease, LocalResponse):
-            return lease
-        wait.leased(lease, self._loop.time())
-        result = ExchangeResult()
-        exchange: Exchange | None = None
-        recorder = None
-        if route.cacheable and wait.stream is None:
-            recorder = self._listener.replies.recorder(route, request.head)
+        exchange = self._exchange  # it may have been begun without us
+        if exchange is None:
+            lease = await self._gateway.acquire(route, info)
+            if isinstance(lease, LocalResponse):
+                return lease
+            exchange = self._open(route, request, lease, wait)
         try:
-            exchange = self._exchange = Exchange(self, request, route, lease, result, self._limits, wait, recorder)
             await exchange.run()
-        except asyncio.CancelledError:
-            if exchange is None or not exchange.complete:
-                result.error = result.error or self._cut_code
-                result.client_gone = result.error is None
-            raise
         except JugglerError as error:
-            result.error = error.code
-            if exchange is not None and exchange.unreached and request.body.kept is not None:
-                raise _Unreached(error) from error
-            raise
-        except Exception:
-            result.error = JugglerError.code
-            if exchange is not None and exchange.head_sent:
-                self._transport.abort()
+            if exchange.unreached and request.body.kept is not None:
+                raise Unreached(error) from error
             raise
         finally:
             self._exchange = None
-            lease.release(result)
         return None
-
-    def _answer_from_earlier(self, request: Request, route: Route) -> bool:
-        """Answer with an earlier reply to the same question, if there is one; its backend cannot answer."""
-        if self._wait is not None and self._wait.stream is not None:
-            return False
-        replies = self._listener.replies
-        reply = replies.find(route, request.head) if route.cacheable else None
-        if reply is None:
-            return False
-        close = self._closes_after_own_answer(request)
-        head_only = request.head.method == b"HEAD"
-        self.write(reply.message(replies.clock(), head_only=head_only, close=close, added=self._timing()))
-        return True
-
-    def _closes_after_own_answer(self, request: Request) -> bool:
-        """Decide, for an answer made here, whether the connection can go on."""
-        head = request.head
-        # HTTP/1.0: our own answers do not say keep-alive, so the client waits for the end.
-        self.closes = not (head.keep_alive and head.minor and request.body.complete) or self._listener.draining
-        return self.closes
-
-    def _answer_error(self, request: Request, error: JugglerError, path: bytes) -> None:
-        wait = self._wait
-        if wait is not None and wait.stream is not None:
-            self._end_stream(wait.failed(error))
-            return
-        close = self._closes_after_own_answer(request)
-        head_only = request.head.method == b"HEAD"
-        self.write(error_response(error, path=path, head_only=head_only, close=close, added=self._timing()))
-
-    def _timing(self) -> list[tuple[str, str]]:
-        return self._wait.timing(self._loop.time()) if self._wait is not None else []
-
-    def _end_stream(self, last: bytes) -> None:
-        """End the answer that was begun while the request waited."""
-        assert self._wait is not None
-        assert self._wait.stream is not None
-        self.closes = self._wait.stream.closes or self._listener.draining
-        self.write(last)
 
     # Endings
 
     def _refuse(self, error: BadRequest) -> None:
         """From a callback: the bytes of the client make going on impossible."""
         exchange = self._exchange
-        self._cut_code = error.code
+        self.cut_code = error.code
         if (exchange is not None and exchange.head_sent) or (self._wait is not None and self._wait.stream is not None):
             self._transport.abort()
         else:
@@ -562,11 +557,31 @@ class ClientConnection(asyncio.Protocol):
         self._deadline = self._loop.time() + wait_s
         self._buffer = b""
         self._body = None
-        if discard and self._transport.can_write_eof():
-            self.update_reading()
-            self._end_output()
-        else:
+        if not discard:
+            if self.secure:
+                self._deadline = self._loop.time() + GOODBYE_S
             self._transport.close()
+            return
+        self.update_reading()
+        if self.secure:
+            # TLS cannot end one half. The answer says that it is the last one; a client that goes on sending is read
+            # for a while, one that is silent gets the end soon.
+            self._linger_until = self._deadline
+            self._deadline = min(self._loop.time() + GOODBYE_S, self._linger_until)
+        else:
+            self._end_output()
+
+    def _end_tls(self, now: float) -> None:
+        """Close, or cut what was closed once all has left: not every client answers the end of a TLS connection.
+
+        A client that does not read has the time of the transport itself (``flush_timeout_s``).
+        """
+        if not self._transport.is_closing():
+            self._transport.close()
+        elif has_sent_all(self._transport):
+            self._transport.abort()
+            return
+        self._deadline = now + GOODBYE_S
 
     def _end_output(self) -> None:
         """End our half, after what was written."""
@@ -583,16 +598,3 @@ class ClientConnection(asyncio.Protocol):
             self._exchange.stop()
         if self._task is not None and not self._task.done():
             self._task.cancel()
-
-    def _touch_tunnel(self) -> None:
-        if self._deadline != _NEVER:
-            self._deadline = self._loop.time() + self._limits.half_close_timeout_s
-
-    @staticmethod
-    def _wake(waiter: "asyncio.Future[None]") -> None:
-        if not waiter.done():
-            waiter.set_result(None)
-
-
-def _bad_body(error: FramingError) -> BadRequest:
-    return BadRequest(f"The request body is malformed: {error}.")

@@ -1,16 +1,20 @@
 """What the data plane asks of the rest, and what it offers them. Plain types; no I/O here.
 
 One ``Gateway`` stands behind each listener. For every request head the data plane calls ``route`` (pure, fast),
-then ``await acquire`` (the hold: it returns when the backend is ready for this request), relays, and calls
-``release`` on the lease exactly once, whatever happened.
+then ``try_acquire``, or ``await acquire`` where that gives nothing (the hold: it returns when the backend is ready for
+this request), relays, and calls ``release`` on the lease exactly once, whatever happened.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from juggler.ids import EndpointId
+from juggler.proxy.head import Field, RequestHead
 from juggler.proxy.wishes import NO_WISHES, Wishes
-from juggler.routing.traffic import TrafficClass
+from juggler.routing.apis import Api
+from juggler.routing.client import client_of
+from juggler.routing.traffic import Placeholder, TrafficClass
 
 if TYPE_CHECKING:
     from juggler.proxy.upstream import UpstreamPool
@@ -35,6 +39,10 @@ class Route:
     may stand in for it (``proxy.replies``)."""
     no_store_everywhere: bool = False
     """The backend forbids to keep any of its answers, whatever they are: that is no reason not to."""
+    api: Api | None = None
+    """In whose shape errors are told; None: its path tells."""
+    placeholder: Placeholder | None = None
+    """What stands in for a cacheable one while the backend is down and no earlier reply is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +55,51 @@ class LocalResponse:
     headers: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
 class RequestInfo:
-    """What the hold may know about a request besides its route."""
+    """What the hold may know about a request besides its route.
 
-    method: bytes
-    target: bytes
-    """As the client sent it."""
-    client: str
-    """Address of the client's connection, for logs and for telling clients apart."""
-    headers: tuple[tuple[bytes, bytes], ...] = ()
-    """All header fields in order, names as sent."""
-    wishes: Wishes = NO_WISHES
-    """What the client says about its waiting."""
+    Args:
+        method: As the client sent it.
+        target: As the client sent it.
+        client: Address of the client's connection, for logs and for telling clients apart.
+        fields: All header fields in order.
+        wishes: What the client says about its waiting.
+        head: In place of ``fields``, which are made of it when somebody asks; few do.
+    """
+
+    __slots__ = ("_fields", "_head", "client", "method", "target", "wishes")
+
+    def __init__(
+        self,
+        method: bytes,
+        target: bytes,
+        client: str,
+        fields: Sequence[Field] = (),
+        wishes: Wishes = NO_WISHES,
+        head: RequestHead | None = None,
+    ) -> None:
+        self.method = method
+        self.target = target
+        self.client = client
+        self.wishes = wishes
+        self._fields = fields
+        self._head = head
+
+    @property
+    def headers(self) -> tuple[tuple[bytes, bytes], ...]:
+        """All header fields in order: name in lower case, and value."""
+        fields = self._fields if self._head is None else self._head.fields
+        return tuple([(name, value) for _, name, value in fields])
+
+    @property
+    def who(self) -> str:
+        """A name for the client (``routing.client``); quicker than to look for it in ``headers``."""
+        fields = self._fields if self._head is None else self._head.notable
+        return client_of(self.client, [(name, value) for _, name, value in fields])
+
+    def wishing(self, wishes: Wishes) -> "RequestInfo":
+        """The same request with other wishes."""
+        return RequestInfo(self.method, self.target, self.client, self._fields, wishes, self._head)
 
 
 @dataclass(slots=True)
@@ -75,7 +115,6 @@ class ExchangeResult:
     bytes_down: int = 0
     first_byte_s: float | None = None
     """Seconds from hand-over to the backend's answer head."""
-    extra: dict[str, float] = field(default_factory=dict)
 
 
 class Lease(Protocol):
@@ -98,7 +137,7 @@ class Lease(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LeaseTiming:
     """What a request waited for before it got its lease."""
 
@@ -135,6 +174,10 @@ class Gateway(Protocol):
         Raises:
             JugglerError: ``RoutingError`` and other refusals, answered in our error shape.
         """
+        ...
+
+    def try_acquire(self, route: Route, request: RequestInfo) -> Lease | None:
+        """A lease, if the request may be forwarded this instant; None: ``acquire`` has to see to it. Fast."""
         ...
 
     async def acquire(self, route: Route, request: RequestInfo) -> Lease | LocalResponse:

@@ -6,14 +6,13 @@ in protocol callbacks. Whatever goes wrong before the answer's head was sent bec
 """
 
 import asyncio
-from dataclasses import dataclass, replace
 from typing import Protocol
 
-from juggler.errors import JugglerError, UpstreamClosed
-from juggler.proxy.body import RequestBody
+from juggler.errors import JugglerError, UpstreamClosed, UpstreamError, UpstreamTimeout
+from juggler.proxy.body import Request
 from juggler.proxy.contract import ExchangeResult, Lease, Route
 from juggler.proxy.framing import ChunkDecoder, Chunked, FramingError, Length, NoBody, Tracker, UntilClose
-from juggler.proxy.head import BadResponse, RequestHead, ResponseHead, find_response_end, parse_response
+from juggler.proxy.head import BadResponse, ResponseHead, find_response_end, parse_response
 from juggler.proxy.headers import Hop, ReturnHop, request_head, response_head
 from juggler.proxy.limits import Limits
 from juggler.proxy.replies import Recorder
@@ -21,6 +20,9 @@ from juggler.proxy.upstream import UpstreamConnection
 from juggler.proxy.waiting_room import StreamedAnswer, Wait, tell_first_byte
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
+"""Doing these twice is doing them once (RFC 9110 9.2.2)."""
+_NEVER = float("inf")
 _NO_BODY = NoBody()
 _UNTIL_CLOSE = UntilClose()
 
@@ -33,9 +35,13 @@ class ClientSide(Protocol):
     """The client does not take what was written; the upstream must not be read."""
     closes: bool
     """Whether the connection ends after this exchange."""
+    cut_code: str | None
+    """Why we, not the client, ended a request early."""
 
     @property
     def draining(self) -> bool: ...
+    @property
+    def secure(self) -> bool: ...
     def write(self, data: bytes) -> None: ...
     def write_eof(self) -> None: ...
     def abort(self) -> None: ...
@@ -43,14 +49,7 @@ class ClientSide(Protocol):
     def update_reading(self) -> None: ...
     def start_tunnel(self) -> bytes: ...
     def tunnel_activity(self) -> None: ...
-
-
-@dataclass(slots=True)
-class Request:
-    """A request as it came in: its head, and its body as far as it has arrived."""
-
-    head: RequestHead
-    body: RequestBody
+    def exchange_over(self, exchange: "Exchange") -> None: ...
 
 
 class Exchange:
@@ -59,6 +58,7 @@ class Exchange:
     __slots__ = (
         "_answer",
         "_answered",
+        "_awaited",
         "_buffer",
         "_client",
         "_client_ended",
@@ -73,10 +73,10 @@ class Exchange:
         "_pool",
         "_recorder",
         "_request",
-        "_result",
         "_retry",
-        "_route",
+        "_silence",
         "_started_at",
+        "_straight",
         "_tracker",
         "_unframed",
         "_upstream",
@@ -85,6 +85,8 @@ class Exchange:
         "complete",
         "done",
         "head_sent",
+        "result",
+        "route",
         "tunnel",
         "unreached",
         "upstream_full",
@@ -96,24 +98,24 @@ class Exchange:
         request: Request,
         route: Route,
         lease: Lease,
-        result: ExchangeResult,
         limits: Limits,
         wait: Wait,
+        loop: asyncio.AbstractEventLoop,
+        now: float,
         recorder: Recorder | None = None,
     ) -> None:
         self._client = client
         self._request = request
-        self._route = route
-        self._lease = lease
+        self._lease: Lease | None = lease  # None once it was given back
         self._pool = lease.upstream
         self._recorder = recorder  # keeps a copy of the answer, as long as that may be kept
-        self._result = result
         self._limits = limits
         self._wait = wait
         self._inset: StreamedAnswer | None = None  # the answer goes into the stream that was begun while it waited
-        self._loop = asyncio.get_running_loop()
-        self._started_at = self._loop.time()
+        self._loop = loop
+        self._started_at = now
         self._upstream: UpstreamConnection | None = None
+        self._awaited = False  # by run; its future, while it sleeps
         self._finished: asyncio.Future[None] | None = None
         self._error: JugglerError | None = None
         self._retry = False
@@ -122,10 +124,13 @@ class Exchange:
         self._tracker: Tracker | None = None
         self._decoder: ChunkDecoder | None = None  # the payload of a chunked answer is wanted
         self._unframed = False  # and the client gets it without its chunks
+        self._straight = False  # the answer's body is neither changed nor looked into
         self._buffer = b""  # an unfinished answer head
-        self._expect_deadline = float("inf")
+        self._expect_deadline = _NEVER
         self._client_ended = False  # halves of a tunnel
         self._upstream_ended = False
+        self.route = route
+        self.result = ExchangeResult()
         self.done = False
         """Nothing more will come of this exchange."""
         self.complete = False
@@ -142,42 +147,86 @@ class Exchange:
         """Whether a connection takes the body; if not, it is kept."""
         return self._upstream is not None
 
+    def begin(self) -> bool:
+        """Send the request at once, on an idle connection; False if none may take it, then ``run`` has to make one.
+
+        The end is told by the client's ``exchange_over``: all that is left to do then is left to ``run``.
+        """
+        connection = None if self._is_long else self._pool.take_idle()
+        if connection is None:
+            return False
+        self.unreached = False
+        self._start(connection)
+        return True
+
     async def run(self) -> None:
         """Forward, and return when the answer was passed on whole or the client's connection was cut.
 
         Raises:
             JugglerError: No answer head could be sent.
         """
-        body = self._request.body
-        # A body that cannot be repeated goes to a connection that cannot be stale.
-        long = (self._request.head.content_length or 0) > self._limits.retry_body_bytes
-        long = long or body.size > self._limits.retry_body_bytes
+        self._awaited = True
         try:
-            connection = await self._connected(fresh=long)
-            while True:
-                finished = self._finished = self._loop.create_future()
-                self._start(connection)
-                await finished
-                if not self._retry:
-                    break
-                self._retry = False
-                connection = await self._connected(fresh=True)
+            if self.unreached:
+                self._start(await self._connected(fresh=self._is_long))
+            while not self.done:
+                if self._retry:
+                    self._retry = False
+                    self._start(await self._connected(fresh=True))
+                else:
+                    self._finished = self._loop.create_future()
+                    await self._finished
             if self._error is not None:
                 raise self._error
+        except asyncio.CancelledError:
+            self._note_cut()
+            raise
+        except JugglerError as error:
+            self.result.error = error.code
+            raise
+        except Exception:
+            self.result.error = JugglerError.code
+            if self.head_sent:
+                self._client.abort()
+            raise
         finally:
-            self.stop()
+            self.release()
+
+    def release(self) -> None:
+        """It is over: give the lease back, and cut the upstream connection if there still is one. Idempotent."""
+        self._cut_upstream()
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.release(self.result)
+
+    def stop(self) -> None:
+        """The client's connection is cut. Who awaits ``run`` is to be cancelled; if nobody does, this is the end."""
+        self._cut_upstream()
+        if not self._awaited:
+            self._note_cut()
+            self.release()
+
+    @property
+    def _is_long(self) -> bool:
+        """A body that cannot be repeated goes to a connection that cannot be stale."""
+        most, request = self._limits.retry_body_bytes, self._request
+        return request.body.size > most or (request.head.content_length or 0) > most
 
     async def _connected(self, *, fresh: bool) -> UpstreamConnection:
         connection = await self._pool.acquire(fresh=fresh)
         self.unreached = False  # from here on it may have acted upon the request
         return connection
 
-    def stop(self) -> None:
-        """Cut the upstream connection if there still is one. Idempotent."""
+    def _cut_upstream(self) -> None:
         self.done = True
         connection, self._upstream = self._upstream, None
         if connection is not None:
             connection.abort()
+
+    def _note_cut(self) -> None:
+        if not self.complete:
+            self.result.error = self.result.error or self._client.cut_code
+            self.result.client_gone = self.result.error is None
 
     def send_body(self, data: bytes) -> None:
         """Pass on a piece of the request's body, or keep it while no connection is there."""
@@ -191,20 +240,20 @@ class Exchange:
                 body.let_go()
             else:
                 body.keep(data)
-        self._expect_deadline = float("inf")  # the client did not wait for a 100
-        self._result.bytes_up += len(data)
+        self._expect_deadline = _NEVER  # the client did not wait for a 100
+        self.result.bytes_up += len(data)
         self._upstream.write(data)
 
     def send_raw(self, data: bytes) -> None:
         """Pass on bytes of a tunnel."""
         if self._upstream is not None:
-            self._result.bytes_up += len(data)
+            self.result.bytes_up += len(data)
             self._upstream.write(data)
 
     def on_client_eof(self) -> None:
         """The client's half of a tunnel has ended."""
         self._client_ended = True
-        if self._upstream_ended:
+        if self._upstream_ended or not self._has_halves:
             self._end_tunnel()
         elif self._upstream is not None:
             self._upstream.write_eof()
@@ -220,16 +269,39 @@ class Exchange:
     def check(self, now: float) -> None:
         """Called by the sweep: a backend that ignores ``Expect`` would wait for a body that waits for it."""
         if now >= self._expect_deadline and not self.head_sent:
-            self._expect_deadline = float("inf")
+            self._expect_deadline = _NEVER
             self._client.write(_CONTINUE)
         if self._inset is not None and now >= self._inset.deadline and not self.done:
             self._complete(reusable=False)
+        if self._limits.response_timeout_s is not None:
+            self._check_silence(now, self._limits.response_timeout_s)
+
+    def _check_silence(self, now: float, limit_s: float) -> None:
+        connection = self._upstream
+        if connection is None or self.tunnel:
+            return
+        progress = (self.result.bytes_up, self.result.bytes_down, self.head_sent)
+        seen, since = getattr(self, "_silence", (None, now))  # made here, as hardly any exchange needs it
+        if progress != seen or connection.read_paused:
+            self._silence = (progress, now)
+        elif now - since >= limit_s:
+            self._fail(f"sent nothing for {limit_s:g} s", UpstreamTimeout)
 
     def on_upstream_data(self, data: bytes) -> None:
-        if self._tracker is not None:
-            self._relay(data)
+        tracker = self._tracker
+        if tracker is not None:
+            try:
+                end = tracker.feed(data)
+            except FramingError as error:
+                self._fail(f"sent a malformed body ({error})")
+                return
+            if end < 0 and self._straight:  # nearly all pieces of a stream: for them this is the whole way
+                self.result.bytes_down += len(data)
+                self._client.write(data)
+            else:
+                self._relay(data, end)
         elif self.tunnel:
-            self._result.bytes_down += len(data)
+            self.result.bytes_down += len(data)
             self._client.tunnel_activity()
             self._client.write(data)
         else:
@@ -239,7 +311,7 @@ class Exchange:
         """Returns whether our half of the connection stays open."""
         if self.tunnel:
             self._upstream_ended = True
-            if self._client_ended:
+            if self._client_ended or not self._has_halves:
                 self._end_tunnel()
                 return False
             self._client.write_eof()
@@ -252,7 +324,7 @@ class Exchange:
 
     def on_upstream_lost(self, exc: Exception | None) -> None:
         reason = "reset the connection" if exc is not None else "was stopped"
-        self._broken("was stopped" if self._pool.closed else reason)
+        self._broken("was stopped" if self._pool.closed else reason, exc)
 
     def on_upstream_full(self) -> None:
         self.upstream_full = True
@@ -272,8 +344,9 @@ class Exchange:
             connection.pause_reading()
         head, body, pool = self._request.head, self._request.body, self._pool
         if self._wait.stream is not None:
-            head = replace(head, fields=self._wait.backend_fields(head.fields))
-        hop = Hop(self._route.target, pool.authority, self._client.address, self._route.prefix, pool.keepalive)
+            head = head.with_fields(self._wait.backend_fields(head.fields))
+        scheme = b"https" if self._client.secure else b"http"
+        hop = Hop(self.route.target, pool.authority, self._client.address, self.route.prefix, pool.keepalive, scheme)
         data = request_head(head, hop)
         if body.size:
             data = b"".join((data, *(body.kept or ())))
@@ -281,53 +354,58 @@ class Exchange:
             body.let_go()
         if head.expects_continue and not body.size and not body.complete:
             self._expect_deadline = self._loop.time() + self._limits.expect_timeout_s
-        self._result.bytes_up = body.size
+        self.result.bytes_up = body.size
         if not body.complete:
             connection.watch_answer()
         connection.write(data)
-        self._client.update_reading()  # a body held back by its bound may flow now
+        if not body.complete:
+            self._client.update_reading()  # what was held back by its bound may flow now
 
     def _on_head_bytes(self, data: bytes) -> None:
         if not self._answered:
             self._answered = True
-            self._result.first_byte_s = self._loop.time() - self._started_at
+            self.result.first_byte_s = self._loop.time() - self._started_at
             self._request.body.let_go()
-            tell_first_byte(self._lease)
-        self._buffer = data = self._buffer + data if self._buffer else data
-        while not self.done and self._tracker is None and not self.tunnel:
+            if self._lease is not None:
+                tell_first_byte(self._lease)
+        if self._buffer:
+            data, self._buffer = self._buffer + data, b""
+        limit = self._limits.response_head_bytes
+        while True:
             end = find_response_end(data)
-            if max(end, len(data) if end < 0 else 0) > self._limits.response_head_bytes:
+            if end > limit or (end < 0 and len(data) > limit):
                 self._fail("sent an answer head that is too long")
                 return
             if end < 0:
+                self._buffer = data
                 return
             try:
                 answer = parse_response(data[:end])
             except BadResponse as error:
                 self._fail(f"sent something that is not HTTP ({error})")
                 return
-            data = self._buffer = data[end:]
+            data = data[end:]
             self._on_head(answer, data)
+            if self.done or self._tracker is not None or self.tunnel:
+                return
 
     def _on_head(self, answer: ResponseHead, rest: bytes) -> None:
         client, request = self._client, self._request.head
         if answer.status >= 200:
-            self._buffer = b""
             self._answer = answer
             self._on_final_head(answer, rest)
         elif answer.status != 101:
             if answer.status == 100:
                 # Ours may have gone out already, and clients that did not ask stumble over it.
-                waited, self._expect_deadline = self._expect_deadline, float("inf")
-                if waited == float("inf"):
+                waited, self._expect_deadline = self._expect_deadline, _NEVER
+                if waited == _NEVER:
                     return
             if request.minor and self._wait.stream is None:
                 client.write(response_head(answer, self._return_hop()))
         elif request.upgrade is None:
             self._fail("switched protocols without being asked")
         else:
-            self._buffer = b""
-            self._result.status = 101
+            self.result.status = 101
             self.head_sent = self.tunnel = client.closes = True
             client.write(response_head(answer, self._return_hop(), self._timing_lines()))
             self._start_tunnel(rest)
@@ -335,11 +413,12 @@ class Exchange:
     def _start_tunnel(self, rest: bytes) -> None:
         """Pass on the first bytes of both sides, if the lease's owner does not stop the instance on the spot."""
         client = self._client
-        self._lease.switched()
+        if self._lease is not None:
+            self._lease.switched()
         early = client.start_tunnel()
         if not self.done:
             if rest:
-                self._result.bytes_down += len(rest)
+                self.result.bytes_down += len(rest)
                 client.write(rest)
             self.send_raw(early)
 
@@ -350,60 +429,75 @@ class Exchange:
         stream = self._wait.stream
         if stream is not None:
             self._inset = self._wait.take_over(stream, answer, self._loop.time())
-        if request.head.method == b"HEAD" or answer.status in (204, 304):
-            self._tracker = _NO_BODY
-        elif answer.chunked:
-            self._unframed = stream is not None or not request.head.minor
-            if self._unframed or self._recorder is not None:
-                self._tracker = self._decoder = ChunkDecoder()
-            else:
-                self._tracker = Chunked()
-        elif answer.content_length is not None:
-            self._tracker = Length(answer.content_length) if answer.content_length else _NO_BODY
-        else:
-            self._tracker = _UNTIL_CLOSE
-        self._result.status = answer.status
-        self._expect_deadline = float("inf")
+        tracker = self._tracker_of(answer, in_events=stream is not None)
+        self.result.status = answer.status
+        self._expect_deadline = _NEVER
         if stream is not None:
             self.head_sent = True
             client.closes = stream.closes or client.draining
-            self._relay(rest)
+            self._relay_first(tracker, rest)
             return
         client.closes = (
             not request.head.keep_alive
             or client.draining
             or self._unframed
-            or self._tracker is _UNTIL_CLOSE
+            or tracker is _UNTIL_CLOSE
             or not request.body.complete  # nobody can tell where the next request would begin
         )
         connection = b"close" if client.closes else b"" if request.head.minor else b"keep-alive"
-        self._relay(rest, response_head(answer, self._return_hop(connection), self._timing_lines()))
+        timing = self._timing_lines() if self._wait.wishes.timing else b""
+        sent = response_head(answer, self._return_hop(connection), timing)
+        if self._recorder is None:  # nobody will ask for the fields again, and a stream may stay open for long
+            request.head.drop_fields()
+            answer.fields = []
+        self._relay_first(tracker, rest, sent)
+
+    def _tracker_of(self, answer: ResponseHead, *, in_events: bool) -> Tracker:
+        """What finds the end of the answer's body."""
+        head = self._request.head
+        if head.method == b"HEAD" or answer.status in (204, 304):
+            return _NO_BODY
+        if answer.chunked:
+            self._unframed = in_events or not head.minor
+            if not self._unframed and self._recorder is None:
+                return Chunked()
+            self._decoder = ChunkDecoder()
+            return self._decoder
+        if answer.content_length is None:
+            return _UNTIL_CLOSE
+        return Length(answer.content_length) if answer.content_length else _NO_BODY
 
     def _timing_lines(self) -> bytes:
         return self._wait.timing_lines(self._loop.time()) if self._wait.wishes.timing else b""
 
     def _return_hop(self, connection: bytes = b"") -> ReturnHop:
-        route = self._route
+        route = self.route
         return ReturnHop(
-            self._pool.authority, route.prefix, connection, self._unframed, route.bare, self._request.head.fields
+            self._pool.authority, route.prefix, connection, self._unframed, route.bare, self._request.head.notable
         )
 
-    def _relay(self, data: bytes, head: bytes = b"") -> None:
-        """Pass on a piece of the answer's body, behind the answer's head if that has not been sent."""
-        assert self._tracker is not None
+    def _relay_first(self, tracker: Tracker, data: bytes, head: bytes = b"") -> None:
+        """Pass on the first piece of the answer's body, which may be empty, behind the answer's head."""
+        self._tracker = tracker
         try:
-            end = self._tracker.feed(data)
+            end = tracker.feed(data)
         except FramingError as error:
             self._fail(f"sent a malformed body ({error})")
-            return
+        else:
+            self._straight = self._decoder is None and self._recorder is None and self._inset is None
+            self._relay(data, end, head)
+
+    def _relay(self, data: bytes, end: int, head: bytes = b"") -> None:
+        """Pass on a piece of the answer's body, which ends at the offset ``end`` or goes on (-1)."""
         excess = 0 <= end < len(data)
         if excess:
             data = data[:end]
-        if self._decoder is not None or self._recorder is not None:
-            data = self._take_payload(data)
-        if self._inset is not None:
-            data = self._inset.take(data)
-        self._result.bytes_down += len(data)
+        if not self._straight:
+            if self._decoder is not None or self._recorder is not None:
+                data = self._take_payload(data)
+            if self._inset is not None:
+                data = self._inset.take(data)
+        self.result.bytes_down += len(data)
         if head:
             self.head_sent = True
             data = head + data
@@ -441,13 +535,14 @@ class Exchange:
         self.complete = True
         self._finish()
 
-    def _broken(self, what: str) -> None:
+    def _broken(self, what: str, exc: Exception | None = None) -> None:
         """The upstream connection ended before its answer did."""
         connection = self._upstream
         if connection is None:
             return
-        body = self._request.body
-        if connection.reused and not self._answered and body.kept is not None and not self._pool.closed:
+        head, body = self._request.head, self._request.body
+        may_retry = connection.reused and not self._answered and body.kept is not None and not self._pool.closed
+        if may_retry and (head.method in _IDEMPOTENT or connection.refused(exc)):
             # It was closed while idle, which nobody can rule out: the backend has not seen this request. One that has
             # ended is another matter: this request may be what ended it, and must not end the next one as well.
             self._upstream = None
@@ -457,15 +552,15 @@ class Exchange:
             return
         self._fail(f"{what} {'in the middle of' if self.head_sent else 'before'} its answer")
 
-    def _fail(self, what: str) -> None:
+    def _fail(self, what: str, kind: type[UpstreamError] = UpstreamClosed) -> None:
         if self._inset is not None and not self._inset.passes:
             self._complete(reusable=False)  # what has come of a refusal tells enough
             return
-        self._error = UpstreamClosed(
-            f"The backend of {self._route.endpoint_name} {what}.", endpoint=self._route.endpoint_name, phase="forward"
+        self._error = kind(
+            f"The backend of {self.route.endpoint_name} {what}.", endpoint=self.route.endpoint_name, phase="forward"
         )
         if self.head_sent:
-            self._result.error = self._error.code
+            self.result.error = self._error.code
             self._error = None
             self._finish()
             ends_by_closing = self._tracker is _UNTIL_CLOSE or self._unframed
@@ -476,8 +571,13 @@ class Exchange:
             else:
                 self._client.abort()
         else:
-            self._result.status = None
+            self.result.status = None
             self._finish()
+
+    @property
+    def _has_halves(self) -> bool:
+        """Whether a tunnel can end in one direction alone: TLS connections end as a whole."""
+        return self._pool.tls is None and not self._client.secure
 
     def _end_tunnel(self) -> None:
         connection, self._upstream = self._upstream, None
@@ -487,10 +587,12 @@ class Exchange:
         self._finish()
 
     def _finish(self) -> None:
-        self.stop()
+        self._cut_upstream()
         self.upstream_full = False
         self._wake()
 
     def _wake(self) -> None:
-        if self._finished is not None and not self._finished.done():
+        if not self._awaited:
+            self._client.exchange_over(self)
+        elif self._finished is not None and not self._finished.done():
             self._finished.set_result(None)

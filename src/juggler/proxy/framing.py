@@ -16,7 +16,7 @@ _MAX_TRAILER_BYTES = 16 * KIB
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 _TEXT = rb"[\t\x20-\x7e\x80-\xff]"
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*+;%b*+)?\r\n" % _TEXT)
-_SIZE_LINE_START = re.compile(rb"(?:[0-9A-Fa-f]{1,15}(?:[ \t]*+|[ \t]*+;%b*+)\r?)?" % _TEXT)
+_SIZE_LINE_START = re.compile(rb"(?:[0-9A-Fa-f]{1,15}(?:[ \t]++|(?:[ \t]*+;%b*+)?\r?))?" % _TEXT)
 _TRAILER_LINE = re.compile(rb"%b++:%b*+\r\n" % (_TOKEN, _TEXT))
 _TRAILER_LINE_START = re.compile(rb"\r|(?:%b++(?::%b*+\r?)?)?" % (_TOKEN, _TEXT))
 
@@ -86,6 +86,15 @@ class Chunked:
         self._payload: list[bytes] | None = None  # collects payload for ChunkDecoder
 
     def feed(self, data: bytes) -> int:
+        if not (self._carry or self._remaining or self._after_data or self._in_trailer):
+            # Streams of events come like this: one whole chunk in each piece.
+            match = _SIZE_LINE.match(data)
+            if match is not None:
+                start, length = match.end(), int(match[1], 16)
+                if length and start + length + 2 == len(data) and start <= _MAX_LINE_BYTES and data.endswith(b"\r\n"):
+                    if self._payload is not None:
+                        self._payload.append(data[start:-2])
+                    return -1
         carried = len(self._carry)
         if carried:
             data = self._carry + data

@@ -29,6 +29,7 @@ _REQUEST_REWRITTEN = frozenset(
         b"x-forwarded-prefix",
     )
 )
+# All of them are in head.NOTABLE.
 _REQUEST_HANDLED = _HOP_BY_HOP_REQUEST | _REQUEST_REWRITTEN | SITE_FIELDS | WISH_FIELDS
 _RESPONSE_HOP_BY_HOP = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"upgrade"))
 _RESPONSE_REWRITTEN = frozenset((b"location", b"content-location", b"set-cookie"))
@@ -43,7 +44,7 @@ _NEVER_LISTED = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Hop:
     """What a head sent to the backend says about the way it came."""
 
@@ -56,6 +57,8 @@ class Hop:
     """Stripped from the path."""
     keepalive: bool = True
     """False asks the backend to close after the answer."""
+    scheme: bytes = b"http"
+    """Of the client's connection."""
 
 
 def request_head(head: RequestHead, hop: Hop) -> bytes:
@@ -63,42 +66,45 @@ def request_head(head: RequestHead, hop: Hop) -> bytes:
 
     Host is the backend's own address; ``origin`` says what that means for fields about the sender's page.
     """
-    listed = head.connection - _NEVER_LISTED if head.connection else head.connection
-    lines = [b"%b %b HTTP/1.1\r\n" % (head.method, hop.target)]
-    if head.host is None:
-        lines.append(b"Host: %b\r\n" % hop.authority)
-    forwarded_for = hop.client
-    known: dict[bytes, bytes] = {}
+    lines = [b"%b %b HTTP/1.1\r\n" % (head.method, hop.target), *head.lines]
+    known: dict[bytes, bytes] = {}  # values by name
     site_fields: list[tuple[int, bytes, bytes]] = []
-    for line, name, value in head.fields:
-        lowered = name.lower()
-        if lowered not in _REQUEST_HANDLED:
-            if lowered not in listed:
-                lines.append(line)
-        elif lowered == b"host":
-            lines.append(b"%b: %b\r\n" % (name, hop.authority))
-        elif lowered in SITE_FIELDS:  # whatever Connection lists: what guards a backend is not the sender's to drop
-            site_fields.append((len(lines), name, value))
-            lines.append(line)
-        elif lowered == b"expect":
+    for place, (line, name, value) in zip(head.places, head.notable, strict=True):
+        if name not in _REQUEST_HANDLED:
+            continue
+        passed = b""
+        if name == b"host":
+            passed = b"%b: %b\r\n" % (line[: len(name)], hop.authority)
+        elif name in SITE_FIELDS:  # whatever Connection lists: what guards a backend is not the sender's to drop
+            site_fields.append((place + 1, line[: len(name)], value))
+            passed = line
+        elif name == b"expect":
             if head.expects_continue and (head.chunked or head.content_length):
-                lines.append(line)
-        elif lowered == b"te":
+                passed = line
+        elif name == b"te":
             if b"trailers" in value.lower():
-                lines.append(b"TE: trailers\r\n")  # we relay trailers; other codings are the client's hop only
-        elif lowered in _REQUEST_REWRITTEN and lowered not in listed:
-            known[lowered] = known[lowered] + b", " + value if lowered in known else value
+                passed = b"TE: trailers\r\n"  # we relay trailers; other codings are the client's hop only
+        elif name in _REQUEST_REWRITTEN and name not in head.connection:
+            known[name] = known[name] + b", " + value if name in known else value
+        lines[place + 1] = passed
+    if not head.connection <= _HOP_BY_HOP_REQUEST:
+        listed = head.connection - _NEVER_LISTED - _REQUEST_HANDLED
+        for place, (_, name, _) in enumerate(head.fields, start=1):
+            if name in listed:
+                lines[place] = b""
+    if head.host is None:
+        lines[0] += b"Host: %b\r\n" % hop.authority
+    forwarded_for = hop.client
     if known:
         previous = known.get(b"x-forwarded-for")
         if previous:
             forwarded_for = previous + b", " + forwarded_for
     if site_fields:
-        settle_site_fields(lines, site_fields, head, hop.target, known)
+        settle_site_fields(lines, site_fields, head, hop.target, known, secure=hop.scheme == b"https")
     host = known.get(b"x-forwarded-host", head.host)
-    lines.append(b"X-Forwarded-For: %b\r\n" % forwarded_for)
-    if host is not None:
-        lines.append(b"X-Forwarded-Host: %b\r\n" % host)
-    lines.append(b"X-Forwarded-Proto: %b\r\n" % known.get(b"x-forwarded-proto", b"http"))
+    proto = known.get(b"x-forwarded-proto", hop.scheme)
+    named = b"X-Forwarded-Host: %b\r\n" % host if host is not None else b""
+    lines.append(b"X-Forwarded-For: %b\r\n%bX-Forwarded-Proto: %b\r\n" % (forwarded_for, named, proto))
     prefix = hop.prefix
     if b"x-forwarded-prefix" in known:
         prefix = outer_prefix((known[b"x-forwarded-prefix"],)) + prefix
@@ -112,7 +118,7 @@ def request_head(head: RequestHead, hop: Hop) -> bytes:
     return b"".join(lines)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ReturnHop:
     """What a head sent to the client must be mapped back by."""
 
@@ -158,27 +164,28 @@ def end_to_end_fields(head: ResponseHead, hop: ReturnHop) -> bytes:
 
 
 def _add_fields(lines: list[bytes], head: ResponseHead, hop: ReturnHop) -> None:
-    listed = head.connection - _NEVER_LISTED if head.connection else head.connection
+    listed = head.connection
     has_length = False
     for line, name, value in head.fields:
-        lowered = name.lower()
-        if lowered not in _RESPONSE_HANDLED:
-            if lowered not in listed:
+        if name not in _RESPONSE_HANDLED:
+            if name not in listed or name in _NEVER_LISTED:
                 lines.append(line)
-        elif lowered in _RESPONSE_REWRITTEN:
-            lines.append(_mapped_back(line, name, lowered, value, hop))
-        elif lowered in _RESPONSE_FRAMING:
-            if lowered == b"content-length":
+        elif name in _RESPONSE_REWRITTEN:
+            lines.append(_mapped_back(line, name, value, hop))
+        elif name in _RESPONSE_FRAMING:
+            if head.status < 200 or head.status == 204:
+                continue  # such a field is a mistake there (RFC 9110 8.6, RFC 9112 6.1), and somebody may believe it
+            if name == b"content-length":
                 if not has_length:  # repeated equal lengths become one
-                    lines.append(b"%b: %d\r\n" % (name, head.content_length or 0))
+                    lines.append(b"%b: %d\r\n" % (line[: len(name)], head.content_length or 0))
                 has_length = True
             elif not hop.unframed:
                 lines.append(line)
-        elif lowered == b"upgrade" and head.status == 426:
+        elif name == b"upgrade" and head.status == 426:
             lines.append(line)  # 426 has to say what to upgrade to (RFC 9110 15.5.22)
 
 
-def _mapped_back(line: bytes, name: bytes, lowered: bytes, value: bytes, hop: ReturnHop) -> bytes:
+def _mapped_back(line: bytes, name: bytes, value: bytes, hop: ReturnHop) -> bytes:
     mount = Mount(hop.authority, hop.prefix, forwarded_prefix(hop.request_fields), hop.bare)
-    mapped = map_cookie(value, mount) if lowered == b"set-cookie" else map_location(value, mount)
-    return line if mapped == value else b"%b: %b\r\n" % (name, mapped)
+    mapped = map_cookie(value, mount) if name == b"set-cookie" else map_location(value, mount)
+    return line if mapped == value else b"%b: %b\r\n" % (line[: len(name)], mapped)

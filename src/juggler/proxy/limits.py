@@ -20,7 +20,11 @@ class Limits:
     response_head_bytes: int = 256 * KIB
     """From a backend; longer: 502. Generous: the backend is trusted more than the client."""
     connections: int = 4096
-    """Open at once per listener; one more is told 503 and closed. Each needs 5 to 10 KiB here and a descriptor."""
+    """Open at once per listener; one more is told 503 and closed, unless an idle one can make room (``proxy.crowd``).
+    Each needs 5 to 10 KiB here and a descriptor, and two with a request in work."""
+    connections_per_client: int = 1024
+    """From one address other than this machine's; one more is told 429 and closed. 0: no bound. A quarter of all, and
+    more than an endpoint's queue takes: programs that ask in parallel open a connection per request."""
     held_body_bytes: int = 1 * MIB
     """Body read while the request is held; then reading pauses. One read (256 KiB) may go over it."""
     retry_body_bytes: int = 1 * MIB
@@ -37,15 +41,23 @@ class Limits:
     body_timeout_s: float = 2 * MINUTES
     """Between two pieces of a request body that a backend waits for; then 408. Nobody's thinking time is in there, and
     a client that stops half-way would keep its model in memory for ever."""
+    response_timeout_s: float | None = None
+    """Between two pieces of an answer, also before its first; then 504, or the connection is cut. Off: see above."""
     discard_timeout_s: float = 5 * SECONDS
     """For the rest of a body nobody wants, before the connection is closed; it costs no memory, so only time counts."""
     flush_timeout_s: float = 30 * SECONDS
     """For the client to take the last bytes of an answer after which we close."""
     half_close_timeout_s: float = 10 * SECONDS
-    """Between two bytes of a tunnel one side of which has ended. A half-closed request counts as given up."""
+    """Between two bytes of a tunnel one side of which has ended."""
+    answer_half_closed: bool = False
+    """Whether a client that ends its half behind a whole request still waits for the answer (``proxy.client``). Off: it
+    has left, for a client that closes its socket looks the same until something is sent to it."""
     expect_timeout_s: float = 1 * SECONDS
     """Silence of the backend after which we answer ``Expect: 100-continue`` ourselves; curl waits as long."""
 
+    page_after_s: float | None = 1.5 * SECONDS
+    """Waiting after which a browser that opens a page gets one of ours meanwhile (``page_waits``); None: never. Shorter
+    loads show nothing of it, and a longer silence looks broken."""
     comment_after_s: float | None = 10 * SECONDS
     """Waiting after which a client that asked for events gets the head of its answer and comments (``proxy.sse``);
     None: never. Many clients and middle boxes give up after 30 to 60 s of silence."""

@@ -5,15 +5,18 @@ import contextlib
 import errno
 import logging
 import os
-import select
 import socket
 from collections.abc import Iterator
 
-from juggler.errors import AdmissionError, JugglerError
+from juggler.errors import JugglerError
 from juggler.proxy.client import ClientConnection
 from juggler.proxy.contract import Gateway
+from juggler.proxy.crowd import Crowd
+from juggler.proxy.handshakes import Handshakes
+from juggler.proxy.hangup import HangUps
 from juggler.proxy.limits import Limits
 from juggler.proxy.replies import Replies
+from juggler.proxy.tls import Certificate, server_options
 from juggler.units import SECONDS
 
 _log = logging.getLogger("juggler.proxy")
@@ -21,20 +24,17 @@ _log = logging.getLogger("juggler.proxy")
 _BACKLOG = 1024
 """Connections the kernel accepts on our behalf during a busy turn of the loop."""
 
+_TURN_ACCEPTS = 16
+"""Connections that asyncio accepts in one turn, so that a flood leaves time for everybody else. Out of descriptors, it
+fails and logs as often before it pauses for a second."""
+
 _TURN_S = 0.01 * SECONDS
 """After so long a sweep gives way: a look into a waiting request of 1 MiB takes 5 to 15 ms (``proxy.sse``)."""
-
-_REFUSALS = 64
-"""Connections over the limit that are told so; each lives on until its 503 was read. Further ones are cut."""
 
 _PROBES = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))
 """A client that vanished without a word is given up after two minutes. Go's servers begin to probe after 15 s."""
 
 _NO_IPV6 = frozenset((errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT))
-
-# Linux tells of a peer's end of file without reading up to it; elsewhere a connection whose reading is paused is
-# noticed when it is read again.
-_HANG_UP = getattr(select, "POLLRDHUP", 0)
 
 
 class Listener:
@@ -44,17 +44,32 @@ class Listener:
         gateway: The product behind it.
         limits: Bounds for its connections.
         replies: Earlier replies of light requests; several listeners may share them. None: its own.
+        certificate: For HTTPS; None: plain HTTP.
     """
 
-    def __init__(self, gateway: Gateway, limits: Limits, replies: Replies | None = None) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        limits: Limits,
+        replies: Replies | None = None,
+        certificate: Certificate | None = None,
+    ) -> None:
         self.gateway = gateway
         self.limits = limits
         self.replies = replies if replies is not None else Replies()
+        self.secure = certificate is not None
+        """Its clients speak TLS."""
+        self._certificate = certificate
+        self._handshakes: Handshakes | None = None
+        if certificate is not None and os.name == "posix":
+            self._handshakes = Handshakes(certificate, lambda: ClientConnection(self), limits.flush_timeout_s)
         self.draining = False
         """No further request is accepted on any connection."""
         self.addresses: list[tuple[str, int]] = []
         """Where it listens: numeric host and port."""
         self.connections: set[ClientConnection] = set()
+        self._crowd = Crowd(limits)
+        self._hang_ups = HangUps()
         self._servers: list[asyncio.Server] = []
         self._loop = asyncio.get_running_loop()
         self._sweep_timer: asyncio.Handle | None = None
@@ -68,8 +83,19 @@ class Listener:
         """
         try:
             server = await self._loop.create_server(
-                lambda: ClientConnection(self), host or None, port, backlog=_BACKLOG, reuse_address=os.name == "posix"
+                lambda: ClientConnection(self),
+                host or None,
+                port,
+                backlog=_TURN_ACCEPTS if os.name == "posix" else _BACKLOG,
+                reuse_address=os.name == "posix",
+                start_serving=self._handshakes is None,
+                **(server_options(self._certificate, self.limits.flush_timeout_s) if self._handshakes is None else {}),
             )
+            for one in server.sockets:
+                if self._handshakes is not None:
+                    self._handshakes.accept_on(one, _BACKLOG)
+                else:
+                    _lengthen_backlog(one)
         except OSError as error:
             shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             reason = os.strerror(error.errno) if error.errno else str(error)
@@ -100,35 +126,43 @@ class Listener:
         """Accept nothing more and cut every connection now."""
         self._stop_accepting()
         self.draining = True
+        if self._handshakes is not None:
+            self._handshakes.abort()
         for connection in list(self.connections):
             connection.cut("shutting_down")
 
     def opened(self, connection: ClientConnection) -> JugglerError | None:
         """A connection reports in; an error means it is one too many."""
-        refused = len(self.connections) >= self.limits.connections
         self.connections.add(connection)
         if self._sweep_timer is None:
             self._sweep_timer = self._loop.call_later(self.limits.sweep_interval_s, self._sweep)
-        if len(self.connections) > self.limits.connections + _REFUSALS:
-            connection.cut(None)
-        if refused:
-            return AdmissionError(f"{self.limits.connections} connections are open already.", retry_after_s=1)
-        return None
+        refusal = self._crowd.come(connection)
+        if self.draining:
+            connection.cut("shutting_down")  # its TLS handshake took until now
+        return refusal
 
     def closed(self, connection: ClientConnection) -> None:
         """A connection is gone."""
         self.connections.discard(connection)
+        self._crowd.go(connection)
         if not self.connections:
+            self._hang_ups.stop()
             if self._sweep_timer is not None:
                 self._sweep_timer.cancel()
                 self._sweep_timer = None
             if self._emptied is not None and not self._emptied.done():
                 self._emptied.set_result(None)
 
+    def unread(self, connection: ClientConnection) -> None:
+        """A connection is not being read for now; somebody else has to notice its end."""
+        self._hang_ups.watch(connection)
+
     def _stop_accepting(self) -> None:
         for server in self._servers:
             server.close()
         self._servers.clear()
+        if self._handshakes is not None:
+            self._handshakes.stop_accepting()
 
     async def _wait_until_empty(self, timeout_s: float) -> None:
         if self.connections:
@@ -155,24 +189,16 @@ class Listener:
             if self._loop.time() - now > _TURN_S:
                 self._sweep_timer = self._loop.call_soon(self._look_at, rest)
                 return
-        self._cut_hung_up()
         self._sweep_timer = None
         if self.connections:
             self._sweep_timer = self._loop.call_later(self.limits.sweep_interval_s, self._sweep)
 
-    def _cut_hung_up(self) -> None:
-        """Notice the end of clients that are not being read."""
-        paused: dict[int, ClientConnection] = {}
-        for connection in self.connections:
-            descriptor = connection.paused_descriptor()
-            if descriptor is not None:
-                paused[descriptor] = connection
-        if paused and _HANG_UP:
-            poller = select.poll()
-            for descriptor in paused:
-                poller.register(descriptor, _HANG_UP)
-            for descriptor, _ in poller.poll(0):
-                paused[descriptor].cut(None)
+
+def _lengthen_backlog(listening: socket.socket) -> None:
+    """Tell the kernel's bound apart from the event loop's, which are one number to ``create_server``."""
+    if os.name == "posix":
+        with socket.socket(fileno=os.dup(listening.fileno())) as again:
+            again.listen(_BACKLOG)
 
 
 def _probe_silent_peers(listening: socket.socket) -> None:
@@ -188,7 +214,12 @@ def _probe_silent_peers(listening: socket.socket) -> None:
 
 
 async def start_listener(
-    gateway: Gateway, host: str, port: int, limits: Limits | None = None, replies: Replies | None = None
+    gateway: Gateway,
+    host: str,
+    port: int,
+    limits: Limits | None = None,
+    replies: Replies | None = None,
+    certificate: Certificate | None = None,
 ) -> Listener:
     """Listen on an address. ``localhost`` means 127.0.0.1 and, where there is one, ::1.
 
@@ -198,11 +229,12 @@ async def start_listener(
         port: TCP port; 0 picks a free one, the same for both addresses of ``localhost``.
         limits: Bounds for its connections.
         replies: See ``Listener``.
+        certificate: See ``Listener``.
 
     Raises:
         OSError: The address is taken or not ours; the text names it.
     """
-    listener = Listener(gateway, limits or Limits(), replies)
+    listener = Listener(gateway, limits or Limits(), replies, certificate)
     if host != "localhost":
         await listener.bind(host, port)
         return listener

@@ -40,7 +40,7 @@ def is_same_origin(origin: bytes, host: bytes | None, scheme: bytes | None = Non
     return match[2].lower().removesuffix(default_port) == host.lower().removesuffix(default_port)
 
 
-def is_own_page(origin: bytes, host: bytes | None, forwarded: dict[bytes, bytes]) -> bool:
+def is_own_page(origin: bytes, host: bytes | None, forwarded: dict[bytes, bytes], *, secure: bool = False) -> bool:
     """Whether the page that sent the request was loaded through us.
 
     Args:
@@ -49,19 +49,23 @@ def is_own_page(origin: bytes, host: bytes | None, forwarded: dict[bytes, bytes]
         forwarded: The request's ``X-Forwarded-*`` fields. What a proxy in front says about the user's address counts
             as much as Host: a foreign page can add such a field only after the backend has allowed it in the answer
             to a preflight.
+        secure: The request came over TLS: the same host without it is somebody else. The reverse proves nothing, as
+            not every proxy in front that ends TLS says so.
     """
-    scheme = _SCHEMES.get(_first(forwarded.get(b"x-forwarded-proto", b"")).lower())
+    said = _first(forwarded.get(b"x-forwarded-proto", b"https" if secure else b""))
+    scheme = _SCHEMES.get(said.lower())
     outside = forwarded.get(b"x-forwarded-host")
     return is_same_origin(origin, host, scheme) or (
         outside is not None and is_same_origin(origin, _first(outside), scheme)
     )
 
 
-def is_from_own_page(head: RequestHead) -> bool:
+def is_from_own_page(head: RequestHead, *, secure: bool = False) -> bool:
     """Whether no page sent the request, or one that was loaded through us: no foreign page wants to read the answer.
 
     Args:
         head: As the client sent it.
+        secure: See ``is_own_page``.
     """
     origins, sites, forwarded = [], set(), {}
     for _, name, value in head.fields:
@@ -74,7 +78,8 @@ def is_from_own_page(head: RequestHead) -> bool:
             forwarded[lowered] = value
     if not origins:
         return True
-    return len(origins) == 1 and (sites == {b"same-origin"} or is_own_page(origins[0], head.host, forwarded))
+    own = sites == {b"same-origin"} or is_own_page(origins[0], head.host, forwarded, secure=secure)
+    return len(origins) == 1 and own
 
 
 def opens_start_page(head: RequestHead, target: bytes) -> bool:
@@ -96,6 +101,8 @@ def settle_site_fields(
     head: RequestHead,
     target: bytes,
     forwarded: dict[bytes, bytes],
+    *,
+    secure: bool = False,
 ) -> None:
     """Apply the rules of this module to the lines of a head.
 
@@ -105,11 +112,14 @@ def settle_site_fields(
         head: As the client sent it.
         target: As the backend gets it.
         forwarded: See ``is_own_page``.
+        secure: The same.
     """
     origins = [value for _, name, value in found if name.lower() == b"origin"]
     sites = {value.lower() for _, name, value in found if name.lower() != b"origin"}
     # Two origins are no browser's doing: the backend may take either, so neither is ours to remove.
-    own = len(origins) == 1 and (sites == {b"same-origin"} or is_own_page(origins[0], head.host, forwarded))
+    own = len(origins) == 1 and (
+        sites == {b"same-origin"} or is_own_page(origins[0], head.host, forwarded, secure=secure)
+    )
     opened = not origins and opens_start_page(head, target)
     for index, name, value in found:
         if name.lower() == b"origin":

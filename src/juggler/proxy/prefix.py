@@ -8,7 +8,7 @@ from juggler.proxy.head import Field
 
 _COOKIE_PATH = re.compile(rb"(;[ \t]*path[ \t]*=[ \t]*)(/[^;]*)", re.IGNORECASE)
 _COOKIE_HAS_PATH = re.compile(rb";[ \t]*path[ \t]*=", re.IGNORECASE)
-_BASE = re.compile(rb"https?://([^/?#]+)", re.IGNORECASE)
+_BASE = re.compile(rb"http(s?)://([^/?#]+)", re.IGNORECASE)
 _SCHEME = re.compile(rb"[A-Za-z][A-Za-z0-9+.\-]*:")
 _OUTER_PREFIX = re.compile(rb"(?:/[A-Za-z0-9\-._~%!$&'()*+;=:@]+)+")
 _LOOPBACK = frozenset((b"localhost", b"127.0.0.1", b"[::1]", b"0.0.0.0", b"[::]"))
@@ -20,7 +20,7 @@ class Mount:
     """Where the client finds what the backend calls ``/``."""
 
     authority: bytes
-    """``host:port`` of the backend, as sent in Host."""
+    """``host:port`` of the backend, as sent in Host: without port where https has its usual one."""
     prefix: bytes = b""
     """Stripped by us."""
     outer: bytes = b""
@@ -54,7 +54,8 @@ def map_location(value: bytes, mount: Mount) -> bytes:
     """
     base = _BASE.match(value)
     if base is not None:
-        if not _is_backend(base[1], mount.authority):
+        usual = b":443" if base[1] else b":80"
+        if not _is_backend(_with_port(base[2], usual), _with_port(mount.authority, usual)):
             return value
         path = value[base.end() :]
         return _prefixed(path if path.startswith(b"/") else b"/" + path, mount)
@@ -96,6 +97,10 @@ def _prefixed(path: bytes, mount: Mount) -> bytes:
 
 def _is_below(path: bytes, prefix: bytes) -> bool:
     return path.startswith(prefix) and path[len(prefix) : len(prefix) + 1] in _AFTER_PREFIX
+
+
+def _with_port(authority: bytes, usual: bytes) -> bytes:
+    return authority if authority.rpartition(b":")[2].isdigit() else authority + usual
 
 
 def _is_backend(authority: bytes, own: bytes) -> bool:

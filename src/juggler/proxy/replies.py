@@ -11,6 +11,8 @@ reply is not found. The keys hold a digest, not the credentials.
 
 Unlike a cache on the way (RFC 9111) this one speaks for the origin: ``no-cache`` and ages do not count, ``no-store``
 and ``private`` do; but ``no-store`` does not where a program says so of everything (koboldcpp).
+
+Where nothing was kept yet, a few routes have a placeholder (``routing.traffic``): it says ``X-Juggler: placeholder``.
 """
 
 import hashlib
@@ -114,6 +116,8 @@ class Reply:
     """Seconds on the clock of its ``Replies``."""
     age_before_s: int = 0
     """How old it was already, if a cache between the backend and us said so."""
+    source: bytes = b"cached"
+    """Told in ``X-Juggler``."""
 
     @property
     def size_bytes(self) -> int:
@@ -130,10 +134,11 @@ class Reply:
             close: The connection closes after this answer.
             added: Further fields, name and value, of this one answer.
         """
-        head = b"HTTP/1.1 200 OK\r\n%bContent-Length: %d\r\nAge: %d\r\nX-Juggler: cached\r\n%b%b\r\n" % (
+        head = b"HTTP/1.1 200 OK\r\n%bContent-Length: %d\r\nAge: %d\r\nX-Juggler: %b\r\n%b%b\r\n" % (
             self.fields,
             len(self.body),
             self.age_before_s + max(0, int(now - self.stored_at)),
+            self.source,
             b"Connection: close\r\n" if close else b"",
             b"".join(f"{name}: {value}\r\n".encode("latin-1") for name, value in added),
         )
@@ -184,13 +189,19 @@ class Replies:
         return route.endpoint, route.target, digest.digest()
 
     def find(self, route: Route, head: RequestHead) -> Reply | None:
-        """The last good reply to the same question, if the request is one that it may answer."""
+        """The last good reply to the same question, if the request is one that it may answer.
+
+        Where there is none, what such a program answers whatever it holds, if that is known (``Route.placeholder``).
+        """
         if not _is_plain(route, head):
             return None
         key = self.key(route, head)
         reply = self._replies.get(key)
         if reply is not None:
             self._replies.move_to_end(key)
+        elif route.placeholder is not None:
+            fields = f"Content-Type: {route.placeholder.content_type}\r\n".encode("latin-1")
+            reply = Reply(fields, route.placeholder.body, self.clock(), source=b"placeholder")
         return reply
 
     def store(self, key: ReplyKey, reply: Reply) -> None:

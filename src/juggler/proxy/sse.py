@@ -14,7 +14,8 @@ from http.client import responses as _reasons
 from juggler.errors import JugglerError
 from juggler.proxy.framing import ChunkDecoder, FramingError
 from juggler.proxy.head import RequestHead, ResponseHead
-from juggler.proxy.responses import anthropic_type, error_body, openai_type
+from juggler.proxy.shapes import anthropic_type, error_body, openai_type
+from juggler.routing.apis import Api
 
 _TEXT_MAX = 4096
 """Characters of an answer that is no JSON, quoted in an error's message."""
@@ -110,8 +111,8 @@ def comment(text: str) -> bytes:
 
 def error_event(error: JugglerError, dialect: Dialect) -> bytes:
     """The event that tells of an error of our own."""
-    path = b"/v1/messages" if dialect is Dialect.ANTHROPIC else b"/"
-    return _event(error_body(error, path), dialect)
+    api = Api.ANTHROPIC if dialect is Dialect.ANTHROPIC else Api.OPENAI
+    return _event(error_body(error, api), dialect)
 
 
 def failure_event(answer: ResponseHead, payload: bytes, dialect: Dialect, endpoint: str) -> bytes:

@@ -1,11 +1,14 @@
 """Connections to one backend instance, and the pool that keeps the idle ones."""
 
 import asyncio
+import errno
 import os
 import socket
 from typing import TYPE_CHECKING, cast
 
 from juggler.errors import ConnectFailed, UpstreamClosed
+from juggler.proxy.connection import reset_when_closed
+from juggler.tls import ServerTls, client_context, explain
 from juggler.units import KIB, SECONDS
 
 if TYPE_CHECKING:
@@ -25,6 +28,8 @@ FLUSH_TIMEOUT_S = 10 * SECONDS
 
 _WRITE_BUFFER_BYTES = 256 * KIB
 
+_RESET = frozenset((errno.ECONNRESET, errno.EPIPE))
+
 _LAST_READS = 32
 """Reads of a dead connection: enough for any receive buffer."""
 
@@ -32,10 +37,11 @@ _LAST_READS = 32
 class UpstreamConnection(asyncio.Protocol):
     """One connection to a backend: idle in its pool, or bound to one exchange that gets all its events."""
 
-    __slots__ = ("exchange", "expires_at", "pool", "read_paused", "reused", "spare", "transport")
+    __slots__ = ("exchange", "expires_at", "loop", "pool", "read_paused", "reused", "spare", "transport")
 
     def __init__(self, pool: "UpstreamPool") -> None:
         self.pool = pool
+        self.loop = asyncio.get_running_loop()
         self.exchange: Exchange | None = None
         self.transport: asyncio.Transport | None = None
         self.reused = False
@@ -93,12 +99,31 @@ class UpstreamConnection(asyncio.Protocol):
         A backend that refuses a body answers and closes; our next write fails, and both event loops then close
         the socket with the answer unread in it. A second descriptor keeps that within reach.
         """
+        if self.pool.tls is not None:
+            return  # what lies in the socket is for the TLS layer, which dies with the connection
         if os.name == "posix" and self.spare is None and self.transport is not None:
             try:
                 self.spare = socket.socket(fileno=os.dup(self.transport.get_extra_info("socket").fileno()))
                 self.spare.setblocking(False)
             except OSError:
                 self.drop_spare()  # out of descriptors: the answer may then get lost
+
+    def refused(self, exc: Exception | None) -> bool:
+        """Whether the backend threw away bytes that were sent to it: it closed without having read them all.
+
+        Its system then answers with a reset, in place of the end of file or behind it (RFC 9293 3.6.1, RFC 1122
+        4.2.2.13). An end of file alone comes from one that took the whole request, and may have acted upon it.
+
+        Args:
+            exc: What the event loop said when the connection ended.
+        """
+        if exc is not None or self.transport is None:
+            return isinstance(exc, (ConnectionResetError, BrokenPipeError))
+        try:
+            code: int = self.transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        except OSError:
+            return False
+        return code in _RESET
 
     @property
     def unsent(self) -> int:
@@ -122,12 +147,15 @@ class UpstreamConnection(asyncio.Protocol):
         self.pool.forget(self)
         self.drop_spare()  # or the backend would not see the end
         if self.transport is not None:
+            if self.transport.get_write_buffer_size():
+                reset_when_closed(self.transport)  # an end of file would wait until the backend has read all before it
             self.transport.abort()
 
     def close(self) -> None:
         """End the connection after what was written, within a bounded time; its exchange hears nothing more."""
         self.exchange = None
-        if self.unsent and self.transport is not None and not self.transport.is_closing():
+        waits = self.unsent or self.pool.tls is not None  # a TLS transport does not tell all that is unsent
+        if waits and self.transport is not None and not self.transport.is_closing():
             self.transport.close()
             asyncio.get_running_loop().call_later(FLUSH_TIMEOUT_S, self.transport.abort)
         else:
@@ -159,13 +187,16 @@ class UpstreamPool:
         host: Address, not a name where that can be helped.
         port: TCP port.
         keepalive: False opens a connection per request and says so to the backend.
+        tls: For a server behind ``https://``.
     """
 
-    def __init__(self, host: str, port: int, *, keepalive: bool = True) -> None:
+    def __init__(self, host: str, port: int, *, keepalive: bool = True, tls: ServerTls | None = None) -> None:
         self.host = host
         self.port = port
         self.keepalive = keepalive
-        self.authority = (f"[{host}]:{port}" if ":" in host else f"{host}:{port}").encode("latin-1")
+        self.tls = tls
+        authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self.authority = (tls.authority if tls is not None else authority).encode("latin-1")
         """``host:port`` for the Host field."""
         self.idle: dict[UpstreamConnection, None] = {}
         """In order of return: the last one is the most likely to be alive."""
@@ -187,8 +218,8 @@ class UpstreamPool:
             ConnectFailed: Refused, unreachable, or not accepted within 5 s.
             UpstreamClosed: The pool is closed: the instance went between the lease and now.
         """
-        if self.idle and not fresh:
-            connection = self._take_idle()
+        if not fresh:
+            connection = self.take_idle()
             if connection is not None:
                 return connection
         if self._closed:
@@ -196,13 +227,17 @@ class UpstreamPool:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                _, connection = await loop.create_connection(lambda: UpstreamConnection(self), self.host, self.port)
+                if self.tls is not None:
+                    connection = await self._connect_tls(self.tls)
+                else:
+                    _, connection = await loop.create_connection(lambda: UpstreamConnection(self), self.host, self.port)
         except TimeoutError as error:
             raise self._connect_failed(f"no connection within {CONNECT_TIMEOUT_S:.0f} s") from error
         except OSError as error:
             if self._closed:
                 raise self._instance_gone() from error
-            raise self._connect_failed(error.strerror or str(error)) from error
+            why, hint = explain(error, self.tls) if self.tls is not None else (error.strerror or str(error), None)
+            raise self._connect_failed(why, hint) from error
         if self._closed:
             connection.abort()
             raise self._instance_gone()
@@ -218,22 +253,21 @@ class UpstreamPool:
         """
         self.active.discard(connection)
         connection.exchange = None
-        connection.drop_spare()
-        connection.resume_reading()
-        limit = IDLE_TIMEOUT_S if idle_limit_s is None else min(IDLE_TIMEOUT_S, idle_limit_s - 1)
+        if connection.spare is not None:
+            connection.drop_spare()
+        if connection.read_paused:
+            connection.resume_reading()
+        limit_s = IDLE_TIMEOUT_S if idle_limit_s is None else min(IDLE_TIMEOUT_S, idle_limit_s - 1)
         transport = connection.transport
-        if self._closed or not self.keepalive or limit <= 0 or transport is None or transport.is_closing():
+        refused = self._closed or not self.keepalive or limit_s <= 0 or len(self.idle) >= MAX_IDLE
+        if refused or transport is None or transport.is_closing():
             connection.abort()
             return
-        if len(self.idle) >= MAX_IDLE:
-            connection.abort()
-            return
-        loop = asyncio.get_running_loop()
         connection.reused = True
-        connection.expires_at = loop.time() + limit
+        connection.expires_at = connection.loop.time() + limit_s
         self.idle[connection] = None
         if self._prune_timer is None:
-            self._prune_timer = loop.call_later(IDLE_TIMEOUT_S, self._prune)
+            self._prune_timer = connection.loop.call_later(IDLE_TIMEOUT_S, self._prune)
 
     def forget(self, connection: UpstreamConnection) -> None:
         """The connection is gone or about to go."""
@@ -254,12 +288,23 @@ class UpstreamPool:
             if exchange is not None:
                 exchange.on_upstream_lost(ConnectionAbortedError())
 
-    def _take_idle(self) -> UpstreamConnection | None:
-        now = asyncio.get_running_loop().time()
+    async def _connect_tls(self, tls: ServerTls) -> UpstreamConnection:
+        _, connection = await asyncio.get_running_loop().create_connection(
+            lambda: UpstreamConnection(self),
+            self.host,
+            self.port,
+            ssl=await client_context(tls),
+            server_hostname=tls.name,
+            ssl_shutdown_timeout=FLUSH_TIMEOUT_S,
+        )
+        return connection
+
+    def take_idle(self) -> UpstreamConnection | None:
+        """The idle connection used last, for one exchange; None if there is none."""
         while self.idle:
             connection, _ = self.idle.popitem()
             transport = connection.transport
-            if connection.expires_at > now and transport is not None and not transport.is_closing():
+            if connection.expires_at > connection.loop.time() and transport is not None and not transport.is_closing():
                 self.active.add(connection)
                 return connection
             connection.abort()
@@ -281,7 +326,6 @@ class UpstreamPool:
             f"The backend at {self.authority.decode('latin-1')} was stopped before it could answer.", phase="forward"
         )
 
-    def _connect_failed(self, reason: str) -> ConnectFailed:
-        return ConnectFailed(
-            f"The backend at {self.authority.decode('latin-1')} cannot be reached: {reason}.", phase="forward"
-        )
+    def _connect_failed(self, reason: str, hint: str | None = None) -> ConnectFailed:
+        message = f"The backend at {self.authority.decode('latin-1')} cannot be reached: {reason}."
+        return ConnectFailed(message, hint=hint, phase="forward")

@@ -31,10 +31,10 @@ from juggler.proxy.sse import (
 from juggler.proxy.wishes import Wishes
 
 if TYPE_CHECKING:
-    from juggler.proxy.exchange import Request
+    from juggler.proxy.body import Request
 
 _PROCESSING = b"HTTP/1.1 102 Processing\r\n\r\n"
-_IDENTITY: Field = (b"Accept-Encoding: identity\r\n", b"Accept-Encoding", b"identity")
+_IDENTITY: Field = (b"Accept-Encoding: identity\r\n", b"accept-encoding", b"identity")
 
 
 class WaitingClient(Protocol):
@@ -44,6 +44,8 @@ class WaitingClient(Protocol):
 
     @property
     def draining(self) -> bool: ...
+    @property
+    def secure(self) -> bool: ...
     def write(self, data: bytes) -> None: ...
 
 
@@ -199,7 +201,7 @@ class Wait:
         if bound_s is None:
             return info
         left_s = max(0.0, bound_s - (now - self._since))
-        return replace(info, wishes=replace(self.wishes, max_wait_s=left_s))
+        return info.wishing(replace(self.wishes, max_wait_s=left_s))
 
     def check(self, now: float) -> None:
         """Called by the sweep: give the client a sign of life if one is due."""
@@ -251,7 +253,7 @@ class Wait:
         """The request's fields for the backend: events that we put into our stream must not be compressed."""
         if self.stream is None:
             return fields
-        return [*(field for field in fields if field[1].lower() != b"accept-encoding"), _IDENTITY]
+        return [*(field for field in fields if field[1] != b"accept-encoding"), _IDENTITY]
 
     def take_over(self, stream: EventStream, answer: ResponseHead, now: float) -> StreamedAnswer:
         """The backend's head has come: what puts its body into the stream."""
@@ -272,7 +274,7 @@ class Wait:
         body = request.body
         if not self._looked and body.complete and body.kept is not None:
             self._looked = True
-            if body.size <= limits.stream_look_bytes and is_from_own_page(request.head):
+            if body.size <= limits.stream_look_bytes and is_from_own_page(request.head, secure=self._client.secure):
                 dialect = wanted_dialect(request.head, self._route.target)
                 if dialect is not None and asks_for_events(request.head, self._route.target, body.kept):
                     self._dialect = dialect

@@ -12,6 +12,7 @@ from urllib.parse import quote
 from juggler.errors import BlockedRoute, RoutingError
 from juggler.ids import EndpointId
 from juggler.proxy.contract import Route
+from juggler.routing.apis import Api
 from juggler.routing.target import parse_target
 from juggler.routing.traffic import TrafficClass, TrafficTable
 
@@ -19,6 +20,11 @@ _PATH_SAFE = "/%:@!$&'()*+,;=~-._"
 """What may stand unencoded in a path (RFC 3986 section 3.3); a percent sign is left as the operator wrote it."""
 
 _CACHEABLE_METHODS = frozenset((b"GET", b"HEAD"))
+
+_KNOWN_LIMIT = 1024
+"""Requests whose route is remembered: clients ask the same few things again and again."""
+
+_KNOWN_TARGET_BYTES = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +37,8 @@ class Entry:
     """``""`` catches everything; else begins with ``/`` and does not end with it."""
     strip_prefix: bool
     traffic: TrafficTable
+    api: Api | None = None
+    """In whose shape errors are told; None: the path of a request tells."""
 
 
 class RoutingTable:
@@ -43,6 +51,7 @@ class RoutingTable:
         for position, entry in enumerate(self.entries):
             for form in (entry.prefix.encode(), quote(entry.prefix, safe=_PATH_SAFE).encode()):
                 self._by_prefix.setdefault(form, position)
+        self._known: dict[tuple[bytes, bytes], Route] = {}
         self._longest = max((form.count(b"/") for form in self._by_prefix), default=0)
 
     def match(self, method: bytes, target: bytes) -> Route:
@@ -53,6 +62,17 @@ class RoutingTable:
             BlockedRoute: The endpoint's table forbids this route to clients.
             BadRequest: The target has a form that no server serves.
         """
+        key = (method, target)
+        route = self._known.get(key)
+        if route is None:
+            route = self._match(method, target)
+            if len(target) <= _KNOWN_TARGET_BYTES and b"?" not in target:
+                if len(self._known) >= _KNOWN_LIMIT:
+                    self._known.clear()
+                self._known[key] = route
+        return route
+
+    def _match(self, method: bytes, target: bytes) -> Route:
         parsed = parse_target(target)
         position, prefix = self._find(parsed.path)
         if position is None:
@@ -79,6 +99,8 @@ class RoutingTable:
             bare=entry.strip_prefix and bool(prefix) and parsed.path == prefix,
             cacheable=traffic is TrafficClass.LIGHT and not volatile and method in _CACHEABLE_METHODS,
             no_store_everywhere=entry.traffic.no_store_everywhere,
+            api=entry.api,
+            placeholder=entry.traffic.placeholders.get(path),
         )
 
     def _find(self, path: bytes) -> tuple[int | None, bytes]:

@@ -5,7 +5,7 @@ The tables themselves belong to the backends (``juggler.backends``); the rules f
 
 import enum
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
@@ -13,6 +13,8 @@ from urllib.parse import unquote_to_bytes
 
 class TrafficClass(enum.Enum):
     """Decided from method and path after prefix stripping, before anything is started."""
+
+    __hash__ = object.__hash__  # looked up for each request; the hash of Enum is written in Python
 
     WORK = "work"
     """Starts or wakes the backend, evicts others, counts as in use until the exchange ends."""
@@ -28,6 +30,14 @@ class TrafficClass(enum.Enum):
 
     BLOCKED = "blocked"
     """A control route that would change state behind the juggler's back; refused with 403."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placeholder:
+    """What a program answers to a request whatever it holds, for the time before it has been asked once."""
+
+    body: bytes
+    content_type: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +81,19 @@ class TrafficTable:
         rules: The first that matches decides.
         no_store_everywhere: The program sends ``Cache-Control: no-store`` with every answer, whatever it is: of its
             light routes that says nothing.
+        placeholders: By path; for a GET or HEAD that is light and not volatile, while no earlier reply is known.
     """
 
-    def __init__(self, rules: Sequence[TrafficRule] = (), *, no_store_everywhere: bool = False) -> None:
+    def __init__(
+        self,
+        rules: Sequence[TrafficRule] = (),
+        *,
+        no_store_everywhere: bool = False,
+        placeholders: Mapping[bytes, Placeholder] | None = None,
+    ) -> None:
         self.rules = tuple(rules)
         self.no_store_everywhere = no_store_everywhere
+        self.placeholders = placeholders or {}
         self._compiled = [
             (_methods(rule.match), _pattern(rule.match), Verdict(rule.traffic, rule.volatile)) for rule in self.rules
         ]
@@ -116,7 +134,8 @@ class TrafficTable:
         """A table in which the operator's rules come first."""
         if not overrides:
             return self
-        return TrafficTable((*overrides, *self.rules), no_store_everywhere=self.no_store_everywhere)
+        rules = (*overrides, *self.rules)
+        return TrafficTable(rules, no_store_everywhere=self.no_store_everywhere, placeholders=self.placeholders)
 
 
 def as_backends_read(path: bytes) -> bytes:

@@ -14,9 +14,10 @@ from urllib.parse import urlsplit
 from juggler.backends import registry
 from juggler.backends.base import Address, Backend, BackendSettings, Caller
 from juggler.ids import InstanceId
-from juggler.lifecycle.attaching import connect_problem
+from juggler.lifecycle.attaching import connect_trouble, worse
 from juggler.survey.threads import in_thread
 from juggler.survey.versions import shortened
+from juggler.tls import ServerTls, Trouble
 from juggler.units import SECONDS
 
 ASK_LIMIT_S = 2 * SECONDS
@@ -42,26 +43,33 @@ class Identity:
 
 
 async def reach(url: str) -> tuple[Address | None, str]:
-    """The first address of ``http://host:port`` that accepts a connection, else None and why none does.
+    """The first address of ``http://host:port`` that accepts a connection, else None and why none does."""
+    found = await find(url)
+    return (found, "") if isinstance(found, Address) else (None, found.why)
 
-    ``localhost`` is both loopbacks, IPv4 first, as for the data plane. Each address gets a second.
+
+async def find(url: str, tls: ServerTls | None = None) -> Address | Trouble:
+    """The first address of a URL that accepts a connection, else why none does and what helps.
+
+    ``localhost`` is both loopbacks, IPv4 first, as for the data plane. Each address gets a second, three with TLS.
     """
     parts = urlsplit(url)
-    host, port = parts.hostname or "127.0.0.1", parts.port or 80
+    host, port = parts.hostname or "127.0.0.1", parts.port or (80 if tls is None else 443)
     if host.lower() == "localhost":
-        addresses = [Address("127.0.0.1", port), Address("::1", port)]
+        addresses = [Address("127.0.0.1", port, tls), Address("::1", port, tls)]
     else:
         try:
             infos = await in_thread(RESOLVE_LIMIT_S, _resolve, host, port)
         except (OSError, UnicodeError):  # TimeoutError is an OSError
-            return None, f"the name {host!r} cannot be resolved"
-        addresses = [Address(one, port) for one in dict.fromkeys(infos)][:_ADDRESSES_MAX]
-    why = "the name has no address"
+            return Trouble(f"the name {host!r} cannot be resolved")
+        addresses = [Address(one, port, tls) for one in dict.fromkeys(infos)][:_ADDRESSES_MAX]
+    trouble = Trouble("the name has no address")
     for address in addresses:
-        why = await connect_problem(address)
-        if not why:
-            return address, ""
-    return None, why
+        found = await connect_trouble(address)
+        if found is None:
+            return address
+        trouble = worse(trouble, found)
+    return trouble
 
 
 def _resolve(host: str, port: int) -> list[str]:

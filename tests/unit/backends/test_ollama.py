@@ -513,3 +513,12 @@ def test_doctor_can_ask_the_program() -> None:
     """Both end at once, without a server."""
     assert OllamaBackend.version_arguments == ("--version",)
     assert OllamaBackend.help_arguments == ("serve", "--help")
+
+
+def test_what_it_says_before_its_first_start() -> None:
+    """n8n tests a connection by the root, Open WebUI by the version; both are light, so they may be answered."""
+    traffic = OllamaBackend.traffic
+    assert traffic.placeholders[b"/"].body == b"Ollama is running"
+    assert json.loads(traffic.placeholders[b"/api/version"].body)["version"]
+    for path in traffic.placeholders:
+        assert traffic.decide(b"GET", path) == (TrafficClass.LIGHT, False)

@@ -219,7 +219,7 @@ def test_broken_configurations(text: str, message: str) -> None:
         ('{"backends": {"llamacpp": {"defaultParameters": []}}}', 'did you mean "default_parameters"?'),
         ('{"backends": {"llamacpp": {"parameters": []}}}', '"parameters" is a key of an endpoint'),
         ('{"backends": {"llamacpp": {"port": 1}}}', '"port" is a key of "control" and of a server'),
-        ('{"backends": {}, "servers": [{"zzzzqq": 1}]}', "known keys here: name, host, port, endpoints"),
+        ('{"backends": {}, "servers": [{"zzzzqq": 1}]}', "known keys here: name, host, port, tls, limits, endpoints"),
         ('{"backends": {"a": {"model_unloading": "yes"}}}', "write true, without quotes"),
         ('{"backends": {"a": {"default_parameters": [7]}}}', 'write "7", in double quotes'),
         ('{"backends": {"a": {"default_parameters": "-x"}}}', 'write ["-x"]'),

@@ -1,5 +1,6 @@
 """What this machine lacks for a configuration."""
 
+import datetime
 import json
 import os
 import socket
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.certificates import make_pair
 
 from juggler.config.load import load_text
 from juggler.config.machine import directory_trouble, machine_problems
@@ -152,3 +154,33 @@ def test_addresses_of_others(tmp_path: Path, port: int, host: str, words: str) -
     ((severity, _, _, message),) = found(tmp_path, port, host=host)
     assert severity == "warning"
     assert words in message
+
+
+def certified(tmp_path: Path, port: int, cert: Path, key: Path) -> list[tuple[str, str, str, str]]:
+    tls = {"cert": str(cert), "key": str(key)}
+    server = {"name": "S", "port": port, "tls": tls, "endpoints": [{"name": "E", "backend": "b"}]}
+    return found(tmp_path, port, servers=[server])
+
+
+def test_certificates(tmp_path: Path, port: int) -> None:
+    """Missing, of another key, out of date: told at the file to blame."""
+    pair, other = make_pair(tmp_path), make_pair(tmp_path, name="other")
+    assert certified(tmp_path, port, *pair) == []
+    ((*found_at, message),) = certified(tmp_path, port, pair.cert, other.key)
+    assert found_at == ["error", "bad-certificate", "servers[0].tls.key"]
+    assert "does not belong" in message
+    ((*found_at, _),) = certified(tmp_path, port, tmp_path / "none", pair.key)
+    assert found_at == ["error", "bad-certificate", "servers[0].tls.cert"]
+    old = make_pair(tmp_path, not_after=datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1))
+    ((*found_at, message),) = certified(tmp_path, port, *old)
+    assert found_at == ["warning", "bad-certificate", "servers[0].tls.cert"]
+    assert "has expired" in message
+
+
+def test_authorities(tmp_path: Path, port: int) -> None:
+    """The file that shall be believed instead of the system must hold something."""
+    pair = make_pair(tmp_path)
+    for ca, problems in ((pair.cert, 0), (pair.key, 1), (tmp_path / "none", 1)):
+        backend = {"attach_to": "https://box", "tls": {"ca": str(ca)}}
+        where = [(severity, code, key) for severity, code, key, _ in found(tmp_path, port, backend)]
+        assert where == [("error", "bad-certificate", "backends.b.tls.ca")] * problems

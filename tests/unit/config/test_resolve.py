@@ -13,6 +13,7 @@ from juggler.backends.base import BackendSettings, HttpCall
 from juggler.config.load import load_config, load_text
 from juggler.config.resolve import (
     ControlAddress,
+    Pair,
     ResolvedConfig,
     ResolvedEndpoint,
     ResolvedInstance,
@@ -22,6 +23,7 @@ from juggler.config.resolve import (
 from juggler.ids import ANY_GPU, EndpointId, InstanceId
 from juggler.routing.traffic import TrafficClass, TrafficRule
 from juggler.scheduler.policy import Policy
+from juggler.tls import ServerTls
 from juggler.units import GIB
 
 SEED = Path(__file__).parent / "data" / "seed.json"
@@ -57,6 +59,7 @@ def test_defaults() -> None:
     assert (config.queue_limit, config.max_wait_s, config.batch_deadline_s) == (512, 60.0, 300.0)
     assert (config.queue_timeout_s, config.policy) == (1800.0, Policy())
     assert (config.comments_every_s, config.processing) == (10.0, False)
+    assert (config.page_after_s, config.answer_half_closed) == (1.5, False)
     assert config.control == ControlAddress("127.0.0.1", 8020)
     assert config.warmup == ()
     server = config.servers[0]
@@ -167,6 +170,8 @@ def test_a_request_may_ask_for_what_its_endpoint_allows() -> None:
 def test_waiting_clients() -> None:
     config = resolved(waiting={"comments_every": 0, "processing": True})
     assert (config.comments_every_s, config.processing) == (None, True)
+    config = resolved(waiting={"page_after": 0, "half_close": "answer"})
+    assert (config.page_after_s, config.answer_half_closed) == (None, True)
 
 
 def test_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -247,3 +252,26 @@ def test_endpoints_share_a_process_where_they_say_so() -> None:
 def test_users_do_not_share_a_temporary_directory() -> None:
     """The default holds the user's id."""
     assert resolved().temp_dir.name == f"juggler-{os.getuid()}"
+
+
+@pytest.mark.parametrize(
+    ("url", "tls", "expected"),
+    [
+        ("http://box:1", None, None),
+        ("https://box", None, ServerTls("box", "box")),
+        ("https://Box:443/", None, ServerTls("box", "box")),
+        ("https://[::1]:8443", {"verify": False, "ca": "/x"}, ServerTls("::1", "[::1]:8443", None, verify=False)),
+        ("https://box", {"ca": "/x/../ca.pem"}, ServerTls("box", "box", str(Path("/ca.pem").absolute()))),
+    ],
+)
+def test_tls_of_attached_servers(url: str, tls: dict[str, Any] | None, expected: ServerTls | None) -> None:
+    """The name that a certificate must hold, and Host without the port that https has anyway."""
+    assert instance(resolved(backend={"attach_to": url, "tls": tls})).settings.attach_tls == expected
+
+
+def test_tls_of_servers() -> None:
+    server = {"name": "S", "port": 9000, "endpoints": [{"name": "E", "backend": "b"}]}
+    assert resolved(servers=[server]).servers[0].tls is None
+    files = {"cert": "~/c.pem", "key": "k.pem"}
+    found = resolved(servers=[{**server, "tls": files}]).servers[0].tls
+    assert found == Pair(Path.home() / "c.pem", Path.cwd() / "k.pem")

@@ -73,3 +73,13 @@ def test_only_the_first_endpoints_settings_count_for_a_start() -> None:
     first, other = {"backend": "a", "parameters": ["x"]}, {"backend": "a", "parameters": ["y"]}
     assert codes({"a": {**attached, "binary": "/x"}}, first, other, first) == ["shared-server"]
     assert codes({"a": attached}, first, other) == []
+
+
+def test_https() -> None:
+    """Its usual port, and one way to talk to one server."""
+    assert attach_key("https://box") == ("box", 443)
+    secure = {"type": "ollama", "attach_to": "https://box:5"}
+    assert codes({"a": secure, "b": secure}, {"backend": "a"}, {"backend": "b"}) == []
+    for other in ({"type": "ollama", "attach_to": "http://box:5"}, {**secure, "tls": {"verify": False}}):
+        (text,) = codes({"a": secure, "b": other}, {"backend": "a"}, {"backend": "b"})
+        assert "in another way" in text

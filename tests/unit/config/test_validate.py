@@ -97,13 +97,14 @@ def test_the_name_of_a_backend_is_its_type_when_it_is_one() -> None:
     ("url", "fits"),
     [
         ("http://localhost:7860", True), ("http://10.0.0.1:1/", True), ("http://[::1]:8188", True), ("http://x", True),
-        ("https://x:1", False), ("localhost:7860", False), ("http://", False), ("http://u:p@x:1", False),
+        ("https://x:1", True), ("https://x", True), ("HTTPS://[::1]:1", True), ("ftp://x", False), ("https://", False),
+        ("https://x:1/base", False), ("localhost:7860", False), ("http://", False), ("http://u:p@x:1", False),
         ("http://x:99999", False), ("http://x:0", False), ("http://x:1/base", False), ("http://x:1?q", False),
         ("http://a b:1", False), ("http://[::1", False),
     ],
 )  # fmt: skip
 def test_attach_urls(url: str, fits: bool) -> None:
-    """Plain HTTP, host and port, nothing behind."""
+    """HTTP or HTTPS, host and port, nothing behind."""
     expected = [] if fits else [("error", "bad-url", "backends.b.attach_to")]
     assert found(backend(type="ollama", attach_to=url)) == expected
 
@@ -317,3 +318,21 @@ def test_models_are_frozen() -> None:
     """Nothing changes a configuration once it was checked."""
     with pytest.raises(ValueError, match="frozen"):
         BackendModel().binary = "x"
+
+
+@pytest.mark.parametrize(
+    ("url", "tls", "problems"),
+    [
+        ("https://x", {"ca": "/ca.pem"}, []),
+        ("http://x", {"ca": "/ca.pem"}, [("warning", "no-effect", "backends.b.tls")]),
+        ("https://x", {"verify": False}, [("warning", "not-verified", "backends.b.tls.verify")]),
+        (
+            "https://x",
+            {"verify": False, "ca": "/ca.pem"},
+            [("warning", "not-verified", "backends.b.tls.verify"), ("warning", "no-effect", "backends.b.tls.ca")],
+        ),
+    ],
+)
+def test_tls_of_backends(url: str, tls: dict[str, Any], problems: list[tuple[str, str, str]]) -> None:
+    """Where it does nothing, and where it makes a connection worthless."""
+    assert found(backend(type="ollama", attach_to=url, tls=tls)) == problems

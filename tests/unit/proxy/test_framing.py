@@ -96,6 +96,13 @@ def test_collecting_can_stop() -> None:
     assert decoder.take_payload() == b""
 
 
+def test_blanks_need_an_extension() -> None:
+    """A blank behind a chunk's size belongs to an extension: a line end is refused with its first byte, not later."""
+    assert _verdict(b"5 ", []) == (-1, b"")
+    assert _verdict(b"5 \r", []) == ("error", b"")
+    assert _verdict(b"5 \t;\r", []) == (-1, b"")
+
+
 def test_simple_trackers() -> None:
     """Lengths count down, no body ends at once, an open end never."""
     length = Length(5)

@@ -127,11 +127,14 @@ def test_any_bytes_are_a_head_or_an_error(raw: bytes) -> None:
         (b"Connection: x, CLOSE\r\n", 1, False),
         (b"", 0, False),
         (b"Connection: Keep-Alive\r\n", 0, True),
+        (b"Connection: keep-alive, close\r\n", 0, False),
+        (b"Connection: close\r\nConnection: keep-alive\r\n", 0, False),
     ],
 )
 def test_keep_alive(fields: bytes, minor: int, keep_alive: bool) -> None:
-    """Who keeps the connection: RFC 9112 9.3."""
+    """Who keeps the connection: RFC 9112 9.3. Of contradictory wishes the careful one counts, on both sides."""
     assert parse_request(b"GET / HTTP/1.%d\r\nHost: h\r\n" % minor + fields + b"\r\n").keep_alive is keep_alive
+    assert parse_response(b"HTTP/1.%d 200 OK\r\n" % minor + fields + b"\r\n").keep_alive is keep_alive
 
 
 @pytest.mark.parametrize(
@@ -149,3 +152,13 @@ def test_answers_that_cannot_be_relayed(raw: bytes, reason: str) -> None:
     """Framing of a backend is never guessed."""
     with pytest.raises(BadResponse, match=reason):
         parse_response(raw)
+
+
+def test_what_was_read_before_is_read_the_same() -> None:
+    """Known lines are not read again: neither their order nor their repetition may get lost by that."""
+    raw = b"GET / HTTP/1.1\r\nHost: h\r\nX-A: 1\r\nAccept: */*\r\nX-A: 1\r\nCookie: c\r\n\r\n"
+    first, second = parse_request(raw), parse_request(raw)
+    assert first.fields == second.fields
+    assert b"".join(line for line, _, _ in second.fields) == raw[16:-2]
+    with pytest.raises(BadRequest):
+        parse_request(raw.replace(b"X-A: 1", b"Host: h", 1))

@@ -2,8 +2,8 @@
 
 import pytest
 
-from juggler.proxy.head import parse_request, parse_response
-from juggler.proxy.headers import Hop, ReturnHop, end_to_end_fields, request_head, response_head
+from juggler.proxy.head import NOTABLE, parse_request, parse_response
+from juggler.proxy.headers import _REQUEST_HANDLED, Hop, ReturnHop, end_to_end_fields, request_head, response_head
 
 _HOP = Hop(b"/t", b"127.0.0.1:9", b"10.0.0.1")
 
@@ -81,3 +81,15 @@ def test_fields_worth_keeping() -> None:
     )
     kept = end_to_end_fields(answer, ReturnHop(b"127.0.0.1:9"))
     assert kept == b'Date: d\r\nAgency: x\r\nContent-Encoding: gzip\r\nETag: "e"\r\n'
+
+
+def test_what_is_handled_is_looked_at() -> None:
+    """A field that is not passed on as it came must be among those that every request is searched for."""
+    assert _REQUEST_HANDLED <= NOTABLE
+
+
+def test_listed_fields_that_nobody_looks_at_go_too() -> None:
+    """Connection takes away whatever it names, but for what says where the message goes or ends."""
+    sent = _sent(b"X-A: 1\r\nConnection: x-a, keep-alive, content-type\r\nX-B: 2\r\nContent-Type: t\r\nx-a: 3\r\n")
+    assert b"x-a" not in sent.lower()
+    assert b"X-B: 2\r\nContent-Type: t\r\n" in sent

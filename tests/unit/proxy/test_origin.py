@@ -4,7 +4,7 @@ import pytest
 
 from juggler.proxy.head import parse_request
 from juggler.proxy.headers import Hop, request_head
-from juggler.proxy.origin import is_same_origin
+from juggler.proxy.origin import is_own_page, is_same_origin
 
 
 def site_fields(
@@ -113,3 +113,11 @@ def test_a_link_may_lead_to_the_start_page() -> None:
 def test_a_link_may_not_lead_elsewhere(method: bytes, target: bytes, fields: bytes) -> None:
     """Frames, pictures, forms and other paths from foreign pages are told to the backend as what they are."""
     assert b"Sec-Fetch-Site: cross-site\r\n" in site_fields(fields, method=method, target=target)
+
+
+def test_pages_of_the_same_host_without_tls_are_foreign_to_https() -> None:
+    """Whoever sits in between can change them. Without TLS at our own end nothing is known of the user's."""
+    assert not is_own_page(b"http://box", b"box", {}, secure=True)
+    assert is_own_page(b"https://box", b"box", {}, secure=True)
+    assert is_own_page(b"https://box", b"box", {})
+    assert is_own_page(b"http://box", b"box", {b"x-forwarded-proto": b"http"}, secure=True)

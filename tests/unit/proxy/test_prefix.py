@@ -112,3 +112,22 @@ def test_cookie_paths(mount: Mount, value: bytes, mapped: bytes) -> None:
 def test_prefixes_of_proxies_in_front(values: list[bytes], prefix: bytes) -> None:
     """Only a plain path can end up in addresses that clients follow."""
     assert outer_prefix(values) == prefix
+
+
+@pytest.mark.parametrize(
+    ("location", "authority", "mapped"),
+    [
+        (b"https://box/x", b"box", b"/p/x"),
+        (b"https://box:443/x", b"box", b"/p/x"),
+        (b"http://box/x", b"box", b"/p/x"),  # it does not know that TLS ends in front of it
+        (b"https://box:8443/x", b"box", b"https://box:8443/x"),
+        (b"https://box:8443/x", b"box:8443", b"/p/x"),
+        (b"http://box/x", b"box:80", b"/p/x"),
+        (b"http://localhost:80/x", b"127.0.0.1:80", b"/p/x"),
+        (b"https://box/x", b"box:80", b"https://box/x"),
+        (b"https://[::1]/x", b"[::1]", b"/p/x"),
+    ],
+)
+def test_usual_ports(location: bytes, authority: bytes, mapped: bytes) -> None:
+    """With and without the port that the scheme has anyway."""
+    assert map_location(location, Mount(authority, b"/p")) == mapped

@@ -12,7 +12,7 @@ from juggler.proxy.contract import Route
 from juggler.proxy.head import RequestHead, parse_request, parse_response
 from juggler.proxy.headers import ReturnHop
 from juggler.proxy.replies import Replies, Reply
-from juggler.routing.traffic import TrafficClass, TrafficRule
+from juggler.routing.traffic import Placeholder, TrafficClass, TrafficRule
 
 HOP = ReturnHop(b"127.0.0.1:9")
 GOOD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n"
@@ -100,6 +100,25 @@ def test_what_differs_from_poll_to_poll_does_not_matter() -> None:
     )
     assert replies.find(route(), asked(again)) is not None
     assert replies.find(route(), asked(again, method=b"HEAD")) is not None
+
+
+def test_a_placeholder_stands_in_until_there_is_a_reply() -> None:
+    """It says what it is; for the plain question only, and a real answer takes its place."""
+    replies = Replies()
+    where = dataclasses.replace(route(), placeholder=Placeholder(b"I am here", "text/plain"))
+    found = replies.find(where, asked())
+    assert found is not None
+    message = found.message(replies.clock())
+    assert b"\r\nX-Juggler: placeholder\r\n" in message
+    assert b"\r\nContent-Type: text/plain\r\nContent-Length: 9\r\n" in message
+    assert message.endswith(b"\r\n\r\nI am here")
+    assert found.message(replies.clock(), head_only=True) + found.body == message
+    assert replies.find(where, asked(b"Content-Length: 2\r\n")) is None
+    assert replies.find(dataclasses.replace(where, cacheable=False), asked()) is None
+    assert record(replies, where=where, body=b"[1]")
+    found = replies.find(where, asked())
+    assert found is not None
+    assert found.body == b"[1]"
 
 
 def test_endpoints_and_targets_are_kept_apart() -> None:

@@ -1,26 +1,60 @@
-"""Error bodies in the shape of the API that was called."""
+"""Our own answers as bytes."""
 
 import json
 
 import pytest
 
 from juggler.errors import BackendExited, QueueFull
-from juggler.proxy.contract import LocalResponse
-from juggler.proxy.responses import error_body, error_response, local_response
+from juggler.ids import EndpointId
+from juggler.proxy.contract import LocalResponse, Route
+from juggler.proxy.head import RequestHead, parse_request
+from juggler.proxy.responses import error_response, local_response
+from juggler.routing.apis import Api
+from juggler.routing.traffic import TrafficClass
 
 
-def test_shapes() -> None:
-    """OpenAI's, ollama's and Anthropic's clients each find the text where they look for it."""
-    error = QueueFull("Full.", endpoint="e", retry_after_s=1)
-    assert error_body(error, b"/v1/chat/completions")["error"] == {
-        "message": "Full.",
-        "type": "rate_limit_error",
-        "code": "queue_full",
-    }
-    assert error_body(error, b"/api/chat?x")["error"] == "Full."
-    anthropic = error_body(error, b"/v1/messages")
-    assert anthropic["type"] == "error"
-    assert anthropic["error"] == {"type": "rate_limit_error", "message": "Full."}
+def request(fields: bytes = b"", target: bytes = b"/x/api/chat?y", method: bytes = b"GET") -> RequestHead:
+    return parse_request(b"%b %b HTTP/1.1\r\nHost: h\r\n%b\r\n" % (method, target, fields))
+
+
+def route(target: bytes = b"/api/chat?y", api: Api | None = None) -> Route:
+    return Route(EndpointId("s/e"), "e", target, TrafficClass.WORK, api=api)
+
+
+@pytest.mark.parametrize(
+    ("head", "to", "key"),
+    [
+        (None, None, "message"),
+        (request(), None, ""),
+        (request(), route(b"/v1/messages?x"), "message"),
+        (request(), route(), ""),
+        (request(), route(api=Api.COMFYUI), "details"),
+    ],
+)
+def test_shape_by_route(head: RequestHead | None, to: Route | None, key: str) -> None:
+    """The backend's view of the path counts, and its type; without a route what the client sent."""
+    error = json.loads(error_response(QueueFull("Full."), head, to).partition(b"\r\n\r\n")[2])["error"]
+    assert key in error if key else error == "Full."
+
+
+def test_forms() -> None:
+    """A page for a browser, text for who prefers it, JSON for all others; a HEAD gets the head of the same."""
+    error = QueueFull("Full.", hint="Wait.", endpoint="e", retry_after_s=3)
+    page = error_response(error, request(b"Accept: text/html\r\n"), route())
+    assert b"\r\nContent-Type: text/html; charset=utf-8\r\n" in page
+    assert b"\r\nCache-Control: no-store\r\n" in page
+    assert b"\r\nContent-Security-Policy: default-src 'none'; " in page
+    text = error_response(error, request(b"Accept: text/plain\r\n"), route())
+    assert text.endswith(b"\r\n\r\nFull.\nWait.\n")
+    assert b"\r\nContent-Type: text/plain; charset=utf-8\r\n" in text
+    head = error_response(error, request(b"Accept: text/plain\r\n", method=b"HEAD"), route())
+    assert head == text[: -len(b"Full.\nWait.\n")]
+    plain = error_response(error, request(b"Accept: */*\r\n"), route())
+    assert b"\r\nContent-Type: application/json\r\n" in plain
+    for one in (page, text, plain):
+        assert one.startswith(b"HTTP/1.1 429 ")
+        assert b"\r\nX-Juggler: error\r\n" in one
+        assert b"\r\nRetry-After: 3\r\n" in one
 
 
 def test_retry_hints() -> None:

@@ -6,9 +6,8 @@ import pytest
 
 from juggler.errors import QueueFull
 from juggler.ids import EndpointId
-from juggler.proxy.body import RequestBody
+from juggler.proxy.body import Request, RequestBody
 from juggler.proxy.contract import ExchangeResult, LeaseTiming, Route
-from juggler.proxy.exchange import Request
 from juggler.proxy.head import parse_request
 from juggler.proxy.limits import Limits
 from juggler.proxy.origin import is_from_own_page
@@ -26,6 +25,7 @@ class Client:
     def __init__(self) -> None:
         self.write_paused = False
         self.draining = False
+        self.secure = False
         self.written: list[bytes] = []
 
     def write(self, data: bytes) -> None:

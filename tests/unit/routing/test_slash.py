@@ -18,8 +18,10 @@ def redirect(
 ) -> str | None:
     """The Location of the redirect, or None."""
     table = RoutingTable("S", [Entry(EndpointId("v"), "v", prefix, strip, TrafficTable())])
-    headers = ((b"Host", b"h"),) + (((b"accept", accept),) if accept is not None else ())
-    answer = slash_redirect(table.match(method, target), RequestInfo(method, target, "127.0.0.1", headers))
+    sent = [(b"Host: h\r\n", b"host", b"h")]
+    if accept is not None:
+        sent.append((b"Accept: %b\r\n" % accept, b"accept", accept))
+    answer = slash_redirect(table.match(method, target), RequestInfo(method, target, "127.0.0.1", sent))
     if answer is None:
         return None
     assert answer.status == 307

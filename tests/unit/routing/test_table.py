@@ -4,9 +4,10 @@ import pytest
 
 from juggler.errors import BadRequest, BlockedRoute, RoutingError
 from juggler.ids import EndpointId
+from juggler.routing.apis import Api
 from juggler.routing.table import Entry, RoutingTable
 from juggler.routing.target import parse_target
-from juggler.routing.traffic import TrafficClass, TrafficRule, TrafficTable, parse_match
+from juggler.routing.traffic import Placeholder, TrafficClass, TrafficRule, TrafficTable, parse_match
 
 TRAFFIC = TrafficTable(
     [TrafficRule("POST /slots/*", TrafficClass.BLOCKED), TrafficRule("* /ws", TrafficClass.HELD_OPEN)]
@@ -150,6 +151,17 @@ def test_what_an_earlier_reply_may_answer(method: bytes, target: bytes, cacheabl
 def test_bare_prefixes_are_told_apart(target: bytes, bare: bool) -> None:
     """Only a stripped prefix without its slash; the backend gets ``/`` either way."""
     assert SEED.match(b"GET", target).bare is bare
+
+
+def test_what_an_entry_says_of_its_routes() -> None:
+    """The shape of errors, and what stands in for an answer; the operator's own rules do not take that away."""
+    there = Placeholder(b"here", "text/plain")
+    traffic = TrafficTable(placeholders={b"/": there}).extended_by([TrafficRule("GET /x", TrafficClass.WORK)])
+    routes = RoutingTable("S", [Entry(EndpointId("v"), "v", "/v", True, traffic, Api.OLLAMA)])
+    found = routes.match(b"HEAD", b"/v/?x")
+    assert (found.api, found.placeholder, found.cacheable) == (Api.OLLAMA, there, True)
+    assert routes.match(b"GET", b"/v/y").placeholder is None
+    assert not routes.match(b"POST", b"/v/").cacheable
 
 
 def test_the_operators_rules_come_first() -> None:

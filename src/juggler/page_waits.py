@@ -1,0 +1,168 @@
+"""People who open a page whose backend has to load: they are told so, and their turn in the queue goes on.
+
+A browser that navigates waits a moment for its page, as any client; then it is answered with one of ours
+(``proxy.page``), which asks again every other second. Between two of its questions nobody is connected, so the request
+itself is kept here, with its place in the queue; the next question goes on with it. Without this each would queue
+anew, and a load that took longer than the pause for abandoned ones (``scheduler.policy``) could be given up.
+
+What is kept ends ``KEPT_S`` after the last question: then its page was closed, and it leaves as a client would. A turn
+that comes meanwhile is held as long, or the model could be taken away again before anybody saw its page; a failure is
+told to who asks next, and not tried again for him.
+"""
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from typing import Protocol
+
+from juggler.ids import EndpointId
+from juggler.proxy.contract import ExchangeResult, Lease, LocalResponse, RequestInfo, Route
+from juggler.proxy.page import waiting_page
+from juggler.proxy.reader import Reader, reader_of
+from juggler.proxy.wishes import NO_WISHES
+from juggler.routing.client import client_of
+from juggler.routing.traffic import TrafficClass
+from juggler.scheduler.explain import Outlook
+from juggler.units import SECONDS
+
+KEPT_S = 12 * SECONDS
+"""Six of the page's questions: browsers let pages that are not looked at ask once a second, and networks hang."""
+
+KEPT_MOST = 16
+"""Per client and endpoint: tabs that one person may open on the same page. Further ones queue anew each time."""
+
+_STARTS = (TrafficClass.START, TrafficClass.WORK)
+
+
+class Engine(Protocol):
+    """What is asked of the engine."""
+
+    async def acquire(self, route: Route, request: RequestInfo) -> Lease: ...
+    def answers(self, endpoint: EndpointId) -> bool: ...
+    def outlook(self, endpoint: EndpointId) -> Outlook: ...
+    def now(self) -> float: ...
+
+
+@dataclass(slots=True)
+class _Kept:
+    """One request that waits, whether or not its client is there."""
+
+    acquiring: "asyncio.Task[Lease]"
+    since: float
+    expiry: asyncio.TimerHandle | None = None
+
+
+class PageWaits:
+    """See the module.
+
+    Args:
+        engine: Whom the requests wait for.
+        page_after_s: How long a browser waits for its own page before it gets ours.
+    """
+
+    def __init__(self, engine: Engine, page_after_s: float) -> None:
+        self._engine = engine
+        self._page_after_s = page_after_s
+        self._kept: dict[EndpointId, dict[str, deque[_Kept]]] = {}
+        self._closed = False
+
+    def keeps(self, endpoint: EndpointId) -> bool:
+        """Whether anything is kept for an endpoint: then a request for it may be one that goes on with it."""
+        return endpoint in self._kept
+
+    def concern(self, route: Route, request: RequestInfo) -> bool:
+        """Whether a request is for a page that a browser shows, and its backend has, or had, to be loaded for it."""
+        return (
+            route.traffic in _STARTS
+            and request.method == b"GET"
+            and request.wishes == NO_WISHES  # no browser has any, and who bounds his wait means it
+            and (self.keeps(route.endpoint) or not self._engine.answers(route.endpoint))
+            and reader_of(request.method, request.headers) is Reader.PAGE
+        )
+
+    async def acquire(self, route: Route, request: RequestInfo) -> Lease | LocalResponse:
+        """As ``Gateway.acquire``; the page of a wait if it takes longer.
+
+        Raises:
+            JugglerError: As the engine.
+        """
+        client = client_of(request.client, request.headers)
+        kept = self._take(route.endpoint, client)
+        if self._engine.answers(route.endpoint):
+            # It was loaded meanwhile: a root document needs no turn any more, whoever has all the slots.
+            if kept is not None and route.traffic is TrafficClass.START and not kept.acquiring.done():
+                _end(kept)
+                kept = None
+            if kept is None:
+                return await self._engine.acquire(route, request)
+        if kept is None:
+            acquiring = asyncio.get_running_loop().create_task(
+                self._engine.acquire(route, request), name=f"page of {route.endpoint}"
+            )
+            kept = _Kept(acquiring, self._engine.now())
+        try:
+            await asyncio.wait((kept.acquiring,), timeout=self._page_after_s)
+        except asyncio.CancelledError:
+            _end(kept)
+            raise
+        if kept.acquiring.done():
+            return kept.acquiring.result()
+        outlook = self._engine.outlook(route.endpoint)
+        self._keep(route.endpoint, client, kept)
+        waited_s = self._engine.now() - kept.since
+        return waiting_page(route.endpoint_name, outlook.why, outlook.expected_s, waited_s)
+
+    def close(self) -> None:
+        """Keep nothing any more: the juggler goes down."""
+        self._closed = True
+        for clients in self._kept.values():
+            for waiting in clients.values():
+                for kept in waiting:
+                    _end(kept)
+        self._kept.clear()
+
+    def _take(self, endpoint: EndpointId, client: str) -> _Kept | None:
+        """The longest kept of this client's requests for this endpoint."""
+        waiting = self._kept.get(endpoint, {}).get(client)
+        if waiting is None:
+            return None
+        kept = waiting[0]
+        self._forget(endpoint, client, kept)
+        return kept
+
+    def _keep(self, endpoint: EndpointId, client: str, kept: _Kept) -> None:
+        waiting = self._kept.get(endpoint, {}).get(client, deque())
+        if self._closed or len(waiting) >= KEPT_MOST:
+            _end(kept)
+            return
+        waiting.append(kept)
+        self._kept.setdefault(endpoint, {})[client] = waiting
+        kept.expiry = asyncio.get_running_loop().call_later(KEPT_S, self._expire, endpoint, client, kept)
+
+    def _expire(self, endpoint: EndpointId, client: str, kept: _Kept) -> None:
+        self._forget(endpoint, client, kept)
+        _end(kept)
+
+    def _forget(self, endpoint: EndpointId, client: str, kept: _Kept) -> None:
+        if kept.expiry is not None:
+            kept.expiry.cancel()
+        clients = self._kept[endpoint]
+        clients[client].remove(kept)
+        if not clients[client]:
+            del clients[client]
+        if not clients:
+            del self._kept[endpoint]
+
+
+def _end(kept: _Kept) -> None:
+    """Its client has left."""
+    if kept.expiry is not None:
+        kept.expiry.cancel()
+    kept.acquiring.cancel()
+    kept.acquiring.add_done_callback(_give_back)
+
+
+def _give_back(acquiring: "asyncio.Task[Lease]") -> None:
+    """What came all the same is of no use to anybody."""
+    if not acquiring.cancelled() and acquiring.exception() is None:
+        acquiring.result().release(ExchangeResult(client_gone=True))

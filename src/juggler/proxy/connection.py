@@ -1,0 +1,68 @@
+"""The states of a client connection (``proxy.client``), and what it needs of its surroundings."""
+
+import asyncio
+import contextlib
+import enum
+import os
+import socket
+import struct
+from typing import TYPE_CHECKING, Protocol
+
+from juggler.errors import JugglerError
+from juggler.proxy.contract import Gateway
+from juggler.proxy.limits import Limits
+from juggler.proxy.replies import Replies
+from juggler.units import SECONDS
+
+if TYPE_CHECKING:
+    from juggler.proxy.client import ClientConnection
+
+
+HOLD_AGAIN_AFTER_S = (0.02 * SECONDS, 0.2 * SECONDS, 0.8 * SECONDS)
+"""Pauses before a request is held anew whose backend refused the connection: the end of a process is known within
+milliseconds, that of an attached server after a second look."""
+
+
+class State(enum.Enum):
+    """See ``proxy.client``."""
+
+    HEAD = "head"
+    BUSY = "busy"
+    TUNNEL = "tunnel"
+    CLOSING = "closing"
+
+
+class ListenerSide(Protocol):
+    """What a connection needs of its listener."""
+
+    gateway: Gateway
+    limits: Limits
+    replies: Replies
+    draining: bool
+    secure: bool
+
+    def opened(self, connection: "ClientConnection") -> JugglerError | None: ...
+    def closed(self, connection: "ClientConnection") -> None: ...
+    def unread(self, connection: "ClientConnection") -> None: ...
+
+
+class Unreached(Exception):
+    """No connection to the backend, and nothing of the request was sent: it can be held again."""
+
+    def __init__(self, error: JugglerError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+def reset_when_closed(transport: asyncio.Transport) -> None:
+    """Have the end of a connection be seen as an error, where a mere end would look like the answer's."""
+    if not transport.is_closing():
+        with contextlib.suppress(OSError):
+            option = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, option)
+
+
+def wake(waiter: "asyncio.Future[None]") -> None:
+    """Let who waits go on; he may have gone already."""
+    if not waiter.done():
+        waiter.set_result(None)

@@ -1,0 +1,109 @@
+"""A person opens a web UI whose program has to be started: what the browser shows until it is there."""
+
+import re
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.e2e.support import LIMIT_S, PROGRAMS, Answer, Juggler, eventually, exclusive, running, web
+from tests.e2e.test_traffic import UI_TRAFFIC, ask, starts
+
+pytestmark = pytest.mark.slow
+
+BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+UNSEEN_S = 6.0
+"""Longer than a start that nobody waits for goes on: a page in the background asks late."""
+
+
+def ui(load_s: float) -> dict[str, Any]:
+    parameters = [str(PROGRAMS / "web_ui.py"), "--port", "{port}", "--load-s", str(load_s)]
+    config = exclusive(
+        ui={"type": "command", "binary": sys.executable, "default_parameters": parameters}, other=web("--name", "other")
+    )
+    config["servers"][0]["endpoints"][0]["traffic"] = UI_TRAFFIC
+    config["waiting"] = {"page_after": 0.3}
+    return config
+
+
+def opened(juggler: Juggler, path: str = "/ui/") -> Answer:
+    return ask(juggler, "GET", path, **BROWSER, Sec_Fetch_Mode="navigate", Sec_Fetch_Dest="document")
+
+
+def refresh_s(page: Answer) -> int:
+    """Seconds after which the page asks again."""
+    assert (page.status, page.headers["content-type"]) == (503, "text/html; charset=utf-8")
+    assert page.headers["cache-control"] == "no-store"
+    assert int(page.headers["retry-after"]) >= 1
+    (seconds,) = re.findall(rb'http-equiv="refresh" content="([0-9]+)"', page.body)
+    return int(seconds)
+
+
+def test_the_page_of_a_wait_leads_to_the_ui(tmp_path: Path) -> None:
+    """One start, though its pages hang up again and again, and once for longer than an abandoned start is let go on."""
+    with running(tmp_path, ui(load_s=8.0)) as juggler:
+        page = opened(juggler)
+        assert b"ui</bdi> is being loaded" in page.body
+        time.sleep(UNSEEN_S)
+        seen = 0
+        while (page := opened(juggler)).status != 200:
+            seen += 1
+            assert b"It is loading" in page.body
+            assert juggler.instance("S/ui")["waiting"] == 1
+            assert seen < LIMIT_S
+            time.sleep(refresh_s(page))
+        assert page.body == b'<a href="v1/models">models</a>'
+        assert starts(juggler) == 1
+        eventually(lambda: juggler.instance("S/ui")["running"] == 0, "nothing is kept any more", 3)
+        assert opened(juggler).status == 200
+
+
+def test_who_does_not_navigate_waits(tmp_path: Path) -> None:
+    """A tool and a script of a page get the real answer, late."""
+    with running(tmp_path, ui(load_s=1.5)) as juggler:
+        answers: list[int] = []
+        script = {"Accept": "text/html", "Sec_Fetch_Mode": "cors", "Sec_Fetch_Dest": "empty"}
+        threads = [
+            threading.Thread(target=lambda fields=fields: answers.append(ask(juggler, "GET", "/ui/", **fields).status))
+            for fields in ({"Accept": "*/*"}, script)
+        ]
+        for one in threads:
+            one.start()
+        for one in threads:
+            one.join(LIMIT_S)
+        assert answers == [200, 200]
+        assert starts(juggler) == 1
+
+
+def test_a_start_that_fails_is_shown(tmp_path: Path) -> None:
+    """With the program's last words, and without trying again by itself; also where it fails between two questions."""
+    config = exclusive(
+        dying={
+            "type": "command",
+            "binary": "/bin/sh",
+            "default_parameters": ["-c", "sleep 1.5; echo '<b>out of luck</b>' >&2; exit 3", "{port}"],
+        }
+    )
+    config["servers"][0]["endpoints"][0]["traffic"] = [{"match": "GET /", "class": "start"}]
+    config["waiting"] = {"page_after": 0.2}
+    with running(tmp_path, config) as juggler:
+        page = opened(juggler, "/dying/")
+        assert refresh_s(page) == 2
+        time.sleep(refresh_s(page))
+        failed = opened(juggler, "/dying/")
+        assert failed.status == 503
+        for shown in (b"dying cannot be shown", b"&lt;b&gt;out of luck&lt;/b&gt;", b"exit status 3", b"Try again"):
+            assert shown in failed.body
+        assert b"http-equiv" not in failed.body
+        assert starts(juggler, "dying") == 1
+
+
+def test_a_page_that_waits_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    """What is kept for it is given up with everything else."""
+    with running(tmp_path, ui(load_s=60.0)) as juggler:
+        refresh_s(opened(juggler))
+        began = time.monotonic()
+        assert juggler.stop() == 0
+        assert time.monotonic() - began < 8

@@ -1,0 +1,5 @@
+"""The profiles of the fuzzers; see ``profiles``."""
+
+from tests.fuzz import profiles
+
+profiles.register()

@@ -1,0 +1,247 @@
+"""Browsers whose page has to wait: one request goes on through all questions of the page, and ends with them."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+import pytest
+
+from juggler import page_waits
+from juggler.errors import StartFailed
+from juggler.ids import EndpointId
+from juggler.page_waits import PageWaits
+from juggler.proxy.contract import ExchangeResult, Lease, LocalResponse, RequestInfo, Route
+from juggler.proxy.upstream import UpstreamPool
+from juggler.proxy.wishes import Wishes
+from juggler.routing.traffic import TrafficClass
+from juggler.scheduler.explain import Outlook
+
+SOON_S = 0.01
+ROUTE = Route(EndpointId("s/ui"), "ui", b"/", TrafficClass.START)
+HTML = (b"Accept: text/html,*/*;q=0.8\r\n", b"accept", b"text/html,*/*;q=0.8")
+
+
+@dataclass
+class FakeLease:
+    upstream: UpstreamPool
+    released: list[ExchangeResult] = field(default_factory=list)
+
+    def switched(self) -> None: ...
+
+    def release(self, result: ExchangeResult) -> None:
+        self.released.append(result)
+
+
+class FakeEngine:
+    """Lets in, or fails, when it is told to."""
+
+    def __init__(self) -> None:
+        self.asked: list[asyncio.Future[FakeLease]] = []
+        self.left = 0
+        self.ready = False
+
+    async def acquire(self, route: Route, request: RequestInfo) -> Lease:
+        answer: asyncio.Future[FakeLease] = asyncio.get_running_loop().create_future()
+        self.asked.append(answer)
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            self.left += 1
+            raise
+
+    def answers(self, endpoint: EndpointId) -> bool:
+        return self.ready
+
+    def outlook(self, endpoint: EndpointId) -> Outlook:
+        return Outlook("'other' is on the way out", 7.0)
+
+    def now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+
+def lease() -> FakeLease:
+    return FakeLease(UpstreamPool("127.0.0.1", 1))
+
+
+def ask(client: str = "10.0.0.1", method: bytes = b"GET", wishes: Wishes | None = None) -> RequestInfo:
+    return RequestInfo(method, b"/ui/", client, (HTML,), wishes or Wishes())
+
+
+def page_of(answer: Lease | LocalResponse) -> str:
+    assert isinstance(answer, LocalResponse)
+    assert answer.status == 503
+    return answer.body.decode()
+
+
+async def settled() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_one_request_goes_on_through_all_questions() -> None:
+    """Its place in the queue is kept, and the question that is open when its turn comes gets the lease."""
+    engine = FakeEngine()
+    pages = PageWaits(engine, SOON_S)
+    for _ in range(3):
+        told = page_of(await pages.acquire(ROUTE, ask()))
+        assert "ui</bdi> is being loaded" in told
+        assert "is on the way out" in told
+        assert "About 7.0 s more" in told
+    assert len(engine.asked) == 1
+    last = asyncio.create_task(pages.acquire(ROUTE, ask()), name="last")
+    await settled()
+    granted = lease()
+    engine.asked[0].set_result(granted)
+    assert await last is granted
+    assert (granted.released, engine.left) == ([], 0)
+    assert not pages._kept
+
+
+async def test_a_turn_that_comes_between_two_questions_is_held() -> None:
+    """The model must not be taken away before its page was seen."""
+    engine = FakeEngine()
+    pages = PageWaits(engine, SOON_S)
+    page_of(await pages.acquire(ROUTE, ask()))
+    granted = lease()
+    engine.asked[0].set_result(granted)
+    await settled()
+    assert not granted.released
+    engine.ready = True
+    assert pages.keeps(ROUTE.endpoint)
+    assert pages.concern(ROUTE, ask())
+    assert await pages.acquire(ROUTE, ask()) is granted
+    assert not granted.released
+    assert not pages.keeps(ROUTE.endpoint)
+
+
+@pytest.mark.parametrize("traffic", [TrafficClass.START, TrafficClass.WORK])
+async def test_a_backend_that_is_up_before_its_turn_comes(traffic: TrafficClass) -> None:
+    """Its slots may be in use for long: a root document needs none, work keeps its place."""
+    engine = FakeEngine()
+    pages = PageWaits(engine, SOON_S)
+    route = Route(EndpointId("s/ui"), "ui", b"/", traffic)
+    page_of(await pages.acquire(route, ask()))
+    engine.ready = True
+    assert pages.concern(route, ask())
+    again = asyncio.create_task(pages.acquire(route, ask()), name="again")
+    await settled()
+    granted = lease()
+    if traffic is TrafficClass.START:
+        assert (len(engine.asked), engine.left) == (2, 1)
+        engine.asked[1].set_result(granted)
+    else:
+        assert len(engine.asked) == 1
+        page_of(await again)
+        engine.asked[0].set_result(granted)
+        again = asyncio.create_task(pages.acquire(route, ask()), name="and again")
+    assert await again is granted
+    assert not pages.keeps(route.endpoint)
+    assert not pages.concern(route, ask())
+
+
+async def test_a_failure_between_two_questions_is_told() -> None:
+    """Once; what is asked then is a new try."""
+    engine = FakeEngine()
+    pages = PageWaits(engine, SOON_S)
+    page_of(await pages.acquire(ROUTE, ask()))
+    engine.asked[0].set_exception(StartFailed("It crashed."))
+    await settled()
+    with pytest.raises(StartFailed, match="crashed"):
+        await pages.acquire(ROUTE, ask())
+    page_of(await pages.acquire(ROUTE, ask()))
+    assert len(engine.asked) == 2
+    pages.close()
+    await settled()
+
+
+@pytest.mark.parametrize("came", ["nothing", "lease", "failure"])
+async def test_a_page_that_was_closed(came: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody asks again: the request leaves after a while, and gives back what came."""
+    monkeypatch.setattr(page_waits, "KEPT_S", SOON_S)
+    engine = FakeEngine()
+    pages = PageWaits(engine, SOON_S)
+    page_of(await pages.acquire(ROUTE, ask()))
+    granted = lease()
+    if came == "lease":
+        engine.asked[0].set_result(granted)
+    elif came == "failure":
+        engine.asked[0].set_exception(StartFailed("It crashed."))
+    await asyncio.sleep(3 * SOON_S)
+    await settled()
+    assert not pages._kept
+    assert engine.left == (came == "nothing")
+    assert [one.client_gone for one in granted.released] == [True] * (came == "lease")
+
+
+@pytest.mark.parametrize("granted_too", [False, True])
+async def test_a_client_that_leaves_while_it_waits(granted_too: bool) -> None:
+    """It is missed at once, also when its turn comes in the same moment."""
+    engine = FakeEngine()
+    pages = PageWaits(engine, 60.0)
+    waiting = asyncio.create_task(pages.acquire(ROUTE, ask()), name="waiting")
+    await settled()
+    granted = lease()
+    if granted_too:
+        engine.asked[0].set_result(granted)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await settled()
+    assert (engine.left, len(granted.released)) in ((1, 0), (0, 1))
+    assert not pages._kept
+
+
+async def test_clients_and_tabs_are_told_apart() -> None:
+    """Two tabs wait twice, and nobody takes another's place."""
+    engine = FakeEngine()
+    pages = PageWaits(engine, SOON_S)
+    for _ in range(2):
+        await asyncio.gather(pages.acquire(ROUTE, ask()), pages.acquire(ROUTE, ask()), pages.acquire(ROUTE, ask("b")))
+    assert len(engine.asked) == 3
+    pages.close()
+    await settled()
+    assert engine.left == 3
+
+
+async def test_closing_keeps_nothing() -> None:
+    """Neither what was kept nor what comes later holds up a juggler that goes down."""
+    engine = FakeEngine()
+    pages = PageWaits(engine, SOON_S)
+    page_of(await pages.acquire(ROUTE, ask()))
+    granted = lease()
+    engine.asked[0].set_result(granted)
+    await settled()
+    pages.close()
+    await settled()
+    assert len(granted.released) == 1
+    page_of(await pages.acquire(ROUTE, ask()))
+    await settled()
+    assert engine.left == 1
+    assert not pages._kept
+
+
+async def test_tabs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One client cannot have any number of requests kept."""
+    monkeypatch.setattr(page_waits, "KEPT_MOST", 2)
+    engine = FakeEngine()
+    pages = PageWaits(engine, SOON_S)
+    await asyncio.gather(*(pages.acquire(ROUTE, ask()) for _ in range(5)))
+    await settled()
+    assert (len(engine.asked), engine.left) == (5, 3)
+    pages.close()
+    await settled()
+
+
+async def test_whom_it_concerns() -> None:
+    """Browsers that open a page whose backend has to load; nobody else."""
+    engine = FakeEngine()
+    pages = PageWaits(engine, SOON_S)
+    work = Route(EndpointId("s/ui"), "ui", b"/", TrafficClass.WORK)
+    light = Route(EndpointId("s/ui"), "ui", b"/", TrafficClass.LIGHT)
+    assert pages.concern(ROUTE, ask())
+    assert pages.concern(work, ask())
+    assert not pages.concern(light, ask())
+    assert not pages.concern(work, ask(method=b"POST"))
+    assert not pages.concern(ROUTE, ask(wishes=Wishes(max_wait_s=0.0)))
+    assert not pages.concern(ROUTE, RequestInfo(b"GET", b"/", "c"))
+    engine.ready = True
+    assert not pages.concern(ROUTE, ask())
