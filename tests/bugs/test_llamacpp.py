@@ -22,7 +22,7 @@ def program(tmp_path: Path) -> str:
 
 async def test_bug_24_all_calls_go_to_the_server_s_own_address(tmp_path: Path) -> None:
     """The server is told one address, and every probe and KV call goes through the one caller made for it."""
-    backend = LlamaCppBackend(settings("llamacpp", "--host", "0.0.0.0", binary=program(tmp_path)))
+    backend = LlamaCppBackend(settings("llamacpp", "--host", "0.0.0.0", binary=program(tmp_path), state_dir=tmp_path))
     plan = backend.plan(Address("127.0.0.1", 5000), {})
     assert plan.argv.count("--host") == 1
     assert plan.argv[plan.argv.index("--host") + 1] == "127.0.0.1"
