@@ -20,6 +20,11 @@ def shortage(need: Amounts, available: Amounts) -> dict[PoolId, int]:
     return {pool: size - available.get(pool, 0) for pool, size in need.items() if size > max(0, available.get(pool, 0))}
 
 
+def fits(need: Amounts, available: Amounts) -> bool:
+    """Whether nothing is short: as ``not shortage``, for where the numbers are of no interest."""
+    return all(size <= 0 or size <= available.get(pool, 0) for pool, size in need.items())
+
+
 def added(left: Amounts, right: Amounts) -> dict[PoolId, int]:
     """Sum, pool by pool."""
     total = dict(left)

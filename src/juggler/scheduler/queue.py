@@ -120,11 +120,17 @@ class RequestQueue:
         return None
 
     def earliest_due(self) -> float | None:
-        due = self._earliest(self._due)
+        heap = self._due
+        if heap and heap[0][1] in self._index:
+            return heap[0][0]
+        due = self._earliest(heap)
         return due.due_at if due else None
 
     def earliest_timeout(self) -> float | None:
-        first = self._earliest(self._timeouts)
+        heap = self._timeouts
+        if heap and heap[0][1] in self._index:
+            return heap[0][0]
+        first = self._earliest(heap)
         return first.timeout_at if first else None
 
     def next_timeout(self) -> Waiting:

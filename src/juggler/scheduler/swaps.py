@@ -15,7 +15,7 @@ from juggler.scheduler.attach import holders, reject_for
 from juggler.scheduler.commands import Considered, MeasurePools, Mode, ReadAhead, Reject
 from juggler.scheduler.eviction import Candidate, VictimSet, cheapest
 from juggler.scheduler.foreign import blamed_on_others, reject_for_foreign_users
-from juggler.scheduler.ledger import NOTHING, Amounts, claimed_from, reduced, shortage
+from juggler.scheduler.ledger import NOTHING, Amounts, claimed_from, fits, reduced, shortage
 from juggler.scheduler.queue import Gate
 from juggler.scheduler.state import Instance, Plan, Probe
 from juggler.scheduler.transitions import GONE, LEAVING, LOADABLE, LOADING, Residency
@@ -61,6 +61,8 @@ class SwapPlanner:
         """Residents that load for others, and may be got by who is overdue."""
         self._leaving: list[Instance] = []
         """Residents on their way out."""
+        self._exhausted = False
+        """Nothing is left for anybody: once so, it stays so for this pass."""
         self._may_be_blamed = False
         """Somebody's memory stands in the way and cannot be had, by a stranger or an attached server that refused."""
         self._reserved: set[InstanceId] = set()
@@ -110,7 +112,7 @@ class SwapPlanner:
             self._stand_in_line(wanting, NOTHING)
             return
         ways = [(way, self._need(wanting, way)) for way in wanting.ways_to_load()]
-        fitting = [way for way, need in ways if not shortage(need, self._available)]
+        fitting = [way for way, need in ways if fits(need, self._available)]
         if fitting:
             available = self._available
             wanting.full = min(fitting, key=lambda way: sum(available.get(pool, 0) for pool in way))  # the best fit
@@ -148,11 +150,14 @@ class SwapPlanner:
 
     def _nothing_left_for(self, wanting: Instance) -> bool:
         """Whether those who are more urgent got everything, so that it need not be looked at closely."""
-        if self._may_be_blamed or any(size > 0 for size in self._available.values()):
-            return False
-        if wanting.residency not in GONE or not all(any(way.values()) for way in wanting.placements):
-            return False  # it may need nothing that it does not have
-        return not any(one.id not in self._reserved for one in (*self._obtainable, *self._leaving, *self._loading))
+        if not self._exhausted:
+            if self._may_be_blamed or any(size > 0 for size in self._available.values()):
+                return False
+            if any(one.id not in self._reserved for one in (*self._obtainable, *self._leaving, *self._loading)):
+                return False
+            self._exhausted = True
+        # One that is asleep, or takes nothing, may need nothing that it does not have.
+        return wanting.residency in GONE and all(any(way.values()) for way in wanting.placements)
 
     def _candidates(self, wanting: Instance) -> list[Candidate]:
         """Whom it could be given the memory of.
@@ -190,7 +195,8 @@ class SwapPlanner:
 
     def _stand_in_line(self, wanting: Instance, need: Amounts) -> None:
         """Wait for those who are more urgent; an overdue one keeps what is free from those who are less."""
-        if all(shortage(way, self._lasting) for way in wanting.ways_to_load()):
+        lasting = self._lasting
+        if not any(fits(way, lasting) for way in wanting.ways_to_load()):
             error = does_not_fit(self.state, wanting)
             if error is not None:  # it was let in before its footprint grew, or before somebody was pinned beside it
                 self._give_up(wanting, error)
