@@ -1,8 +1,8 @@
 """File descriptors: each client connection takes one, with a request in work two, and the system limits them.
 
 The soft limit of a shell or a service is often 1024, for the sake of old programs that use ``select``; whoever needs
-more raises it up to the hard limit by himself, as we do, and no further than is needed: some programs that we start
-walk over all numbers up to the limit they inherit.
+more raises it up to the hard limit by himself, as we do. Programs that we start get the limit that we were given:
+some of them use ``select``, or walk over all numbers up to the limit.
 """
 
 import asyncio
@@ -28,6 +28,14 @@ _TELL_EVERY_S = 60.0
 PER_CONNECTION = 2
 """The client's socket and the one to its backend."""
 
+_given: int | None = None
+"""The soft limit from before it was raised; None: it was not."""
+
+
+def limit_for_others() -> int | None:
+    """The soft limit that programs are to be started with; None: they inherit the right one."""
+    return _given
+
 
 def make_room(connections: Sequence[int]) -> int | None:
     """Raise the limit as far as it may be needed.
@@ -38,6 +46,7 @@ def make_room(connections: Sequence[int]) -> int | None:
     Returns:
         How many each listener can have instead, as the log says; None: as many as it may.
     """
+    global _given
     if resource is None:
         return None
     wanted = RESERVED + PER_CONNECTION * sum(connections)
@@ -47,6 +56,7 @@ def make_room(connections: Sequence[int]) -> int | None:
     limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        _given = soft if _given is None else _given
     except (OSError, ValueError):  # macOS takes no more than kern.maxfilesperproc, whatever the hard limit says
         limit = soft
     if limit >= wanted:

@@ -25,6 +25,7 @@ class Call:
     stream: Literal["", "events", "lines", "socket"] = ""
     must_answer: bool = False
     moment: bool = False
+    question: bool = False
     learn: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -35,7 +36,7 @@ class Call:
     @property
     def remembered(self) -> bool:
         """An earlier answer is given while the backend is away."""
-        return self.method == "GET" and self.traffic == "light" and not self.moment
+        return (self.method == "GET" or self.question) and self.traffic == "light" and not self.moment
 
     @property
     def wakes(self) -> bool:

@@ -93,7 +93,9 @@ class Replay:
 
     def _ready(self, one: CallList) -> None:
         if not any(call.wakes for call in one.calls):
-            answer = self._juggler.ask("POST", f"/api/load?endpoint={one.slug}", port=self._juggler.control_port)
+            answer = self._juggler.ask(
+                "POST", f"/api/v1/endpoints/{one.slug}/load?wait_s=60", port=self._juggler.control_port
+            )
             assert answer.status == 200, answer.body
         base = f"http://{instances(self._juggler)[one.slug]['address']}"
         learned = self._learned[one.slug]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.e2e.support import PROGRAMS, Ended, Juggler, eventually, free_port, running
+from tests.ollama_files import write_model
 
 COMMENTS_EVERY = "100ms"
 
@@ -48,6 +49,8 @@ def backends(folder: Path, gate: Gate) -> dict[str, Any]:
     (webui / "webui.sh").symlink_to(PROGRAMS / "fake_webui.sh")
     (webui / "launch.py").symlink_to(PROGRAMS / "fake_sdwebui.py")
     home = {"HOME": str(folder)}
+    for name in ("small", "big", "embed"):  # what the stand-in of ollama says to have
+        write_model(folder / ".ollama" / "models", name)
     return {
         "llamacpp": {"binary": program(folder, gate, "fake_llama"), "default_parameters": ["-c", "64", "-ngl", "9"]},
         "ollama": {"binary": program(folder, gate, "fake_ollama"), "env": {**home, "FAKE_LOAD_S": "0.02"}},
@@ -118,6 +121,6 @@ def instances(juggler: Juggler) -> dict[str, Any]:
 
 def stopped(juggler: Juggler, name: str) -> None:
     """Have the operator stop a backend, and wait for its end."""
-    answer = juggler.ask("POST", f"/api/stop?endpoint={name}", port=juggler.control_port)
+    answer = juggler.ask("POST", f"/api/v1/endpoints/{name}/stop?wait_s=60", port=juggler.control_port)
     assert answer.status == 200, answer.body
     eventually(lambda: instances(juggler)[name]["residency"] in ("stopped", "failed"), f"{name} is stopped")

@@ -6,8 +6,8 @@ Everything here runs three times: over the kept corpus, under hypothesis, and in
 import io
 import json
 import math
+import re
 from collections.abc import Iterable
-from itertools import pairwise
 from pathlib import Path
 from typing import cast
 
@@ -37,9 +37,16 @@ from tests.fuzz.readings import (
     our_response,
     our_response_head,
 )
+from tests.fuzz.strategies import cut
 
+_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,4})[^\r\n]*\r\n")
+_STRICT_FIELD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
+_CONTROLS = re.compile(rb"[\x01-\x08\x0b-\x1f\x7f]")
 _HOP = Hop(b"/forwarded?x", b"127.0.0.1:1", b"10.0.0.1")
 _HOP_BY_HOP = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"upgrade", b"te", b"proxy-authorization"))
+_HOP_BY_HOP_BACK = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"upgrade"))
+_MAPPED_BACK = frozenset((b"location", b"content-location", b"set-cookie"))
+_FRAMING = frozenset((b"content-length", b"transfer-encoding", b"trailer"))
 _WRITTEN_BY_US = frozenset((b"host", b"expect", b"origin", b"sec-fetch-site"))
 _NEVER_LISTED = frozenset(
     (b"host", b"content-length", b"transfer-encoding", b"content-type", b"authorization", b"cookie", b"trailer")
@@ -130,7 +137,8 @@ def check_response_head(data: bytes) -> None:
 
 def _without_blanks(reading: Reading) -> tuple[object, ...]:
     """For comparison: folded lines are joined with one blank by both, but h11 keeps those around it."""
-    fields = tuple([(name, b" ".join(value.split())) for name, value in reading.fields])
+    # Control bytes are blanks to us; h11 keeps them.
+    fields = tuple([(name, b" ".join(_CONTROLS.sub(b" ", value).split())) for name, value in reading.fields])
     # Chunked in HTTP/1.0: what follows is anybody's guess, so we close (RFC 9112 6.1).
     keep_alive = reading.keep_alive and not (reading.chunked and reading.minor == b"1.0")
     others = [one for one in fields if one[0] != b"content-length"]  # repeated equal ones are one length
@@ -138,7 +146,7 @@ def _without_blanks(reading: Reading) -> tuple[object, ...]:
 
 
 def _check_returned(data: bytes, *, strict: bool) -> None:
-    """The head for the client is one answer with the same framing."""
+    """The head for the client is one answer with the same framing, and nothing got in or out unasked."""
     found = our_response_head(data)
     assert isinstance(found, tuple)
     head, _ = found
@@ -150,6 +158,13 @@ def _check_returned(data: bytes, *, strict: bool) -> None:
     framing = (False, None) if bodiless else (head.chunked, head.content_length)
     assert (again[0].status, again[0].chunked, again[0].content_length) == (head.status, *framing), (data, sent)
     assert sent.count(b"\n") == sent.count(b"\r") == sent.count(b"\r\n"), ("odd line ends returned", data, sent)
+    for line in sent.split(b"\r\n")[1:-2]:
+        assert _STRICT_FIELD.fullmatch(line) is not None, ("no field is returned", data, line)
+    changed = _HOP_BY_HOP_BACK | _FRAMING | _MAPPED_BACK
+    gone = changed | (head.connection - _NEVER_LISTED)
+    untouched = [(name, value) for _, name, value in head.fields if name not in gone]
+    after = [(name, value) for _, name, value in again[0].fields if name not in changed]
+    assert after == untouched, (data, sent)
     theirs = h11_response(sent)
     if strict:
         assert isinstance(theirs, Reading), ("h11 does not read what we return", data, sent, theirs)
@@ -160,9 +175,9 @@ def _check_returned(data: bytes, *, strict: bool) -> None:
 def check_chunked(data: bytes) -> None:
     """End, payload and refusal as the slow reader has them, however the stream is cut; h11 agrees on what we accept."""
     expected = reference.read_chunked(data)
-    for cuts in _ways_to_cut(data):
-        got = _read_in_pieces(data, cuts)
-        assert got == expected.verdict or got == (expected.end, expected.payload), (data, cuts, got, expected)
+    for places in _ways_to_cut(data):
+        got = read_in_pieces(cut(data, places))
+        assert got == expected.verdict or got == (expected.end, expected.payload), (data, places, got, expected)
         if expected.verdict == "end":
             assert isinstance(got, tuple)
     theirs = _h11_chunks(data)
@@ -180,29 +195,43 @@ def check_chunked(data: bytes) -> None:
 
 
 def _ways_to_cut(data: bytes) -> Iterable[list[int]]:
-    """Whole, in single bytes, and by what the bytes say themselves."""
+    """Whole, in single bytes, as a server does that sends each chunk by itself, and by what the bytes say."""
     yield []
     yield list(range(1, len(data)))
+    yield _ends_of_chunks(data)
     step = 1 + sum(data) % 7
     yield list(range(step, len(data), step))
 
 
-def _read_in_pieces(data: bytes, cuts: list[int]) -> str | tuple[int, bytes]:
+def _ends_of_chunks(data: bytes) -> list[int]:
+    """As their size lines say, whether or not that is true."""
+    ends: list[int] = []
+    position = 0
+    while match := _SIZE_LINE.match(data, position):
+        position = match.end() + int(match[1], 16) + 2
+        if position >= len(data):
+            break
+        ends.append(position)
+    return ends
+
+
+def read_in_pieces(pieces: Iterable[bytes]) -> str | tuple[int, bytes]:
+    """Our verdict on a chunked body: where it ends and its payload, else ``more`` or ``bad``."""
     decoder, tracker = ChunkDecoder(), Chunked()
-    places = [0, *cuts, len(data)] if data else [0, 0]
-    for start, stop in pairwise(places):
-        piece = data[start:stop]
+    start = 0
+    for piece in pieces:
         ends: list[int | None] = []
         for one in (decoder, tracker):
             try:
                 ends.append(one.feed(piece))
             except FramingError:
                 ends.append(None)
-        assert ends[0] == ends[1], ("the decoder reads otherwise than the tracker", data, cuts)
+        assert ends[0] == ends[1], ("the decoder reads otherwise than the tracker", pieces)
         if ends[0] is None:
             return "bad"
         if ends[0] >= 0:
             return start + ends[0], decoder.take_payload()
+        start += len(piece)
     return "more"
 
 

@@ -83,8 +83,10 @@ def _parsed_cold_and_warm(raw: bytes) -> RequestHead:
     outcomes: list[RequestHead | str] = []
     for forget in (True, False):
         if forget:
-            for memory in ("_known_lines", "_plain_lines"):
-                getattr(head, memory, set()).clear()
+            memories = [one for name, one in vars(head).items() if name in ("_known_lines", "_plain_lines")]
+            assert len(memories) == 2
+            for memory in memories:
+                memory.clear()
         try:
             parsed = parse_request(raw)
         except BadRequest as error:

@@ -57,6 +57,8 @@ _ANSWERS = {
     "surplus": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfake",
     "location": b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/a\r\nSet-Cookie: a=b; Path=/\r\n"
     b"Content-Length: 0\r\n\r\n",
+    "listed": b"HTTP/1.1 200 OK\r\nConnection: content-type, x-a\r\nContent-Type: text/plain\r\nX-A: b\r\n"
+    b"Content-Length: 2\r\n\r\nok",
     "control in value": b"HTTP/1.1 200 OK\r\nX: a\x01b\r\nContent-Length: 2\r\n\r\nok",
     "folded length": b"HTTP/1.1 200 OK\r\nContent-Length:\r\n 2\r\n\r\nok",
     "space before length": b"HTTP/1.1 200 OK\r\nContent-Length : 2\r\n\r\nok",
@@ -69,6 +71,7 @@ _EVENTS = (
     b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n{"error": "e"}',
     b"HTTP/1.1 400 No\r\nContent-Encoding: gzip\r\n\r\n\x1f\x8b",
     b'HTTP/1.1 400 No\r\n\r\n{"error": NaN, "message": {"a": [Infinity, "\\ud800"]}}',
+    b'HTTP/1.1 400 No\r\n\r\n{"error": {"message": 5, "type": 6}}',
 )
 _WANTS = (
     b'POST /v1/chat/completions HTTP/1.1\r\nHost: h\r\nContent-Length: 16\r\n\r\n{"stream": true}',
@@ -77,6 +80,7 @@ _WANTS = (
     b'POST /v1/responses HTTP/1.1\r\nHost: h\r\nContent-Length: 25\r\n\r\n{"a": {"stream": true }  }',
     b"GET /queue/data HTTP/1.1\r\nHost: h\r\nAccept: text/event-str eam\r\n\r\n",
     b"POST /api/extra/generate/stream HTTP/1.1\r\nHost: h\r\n\r\n",
+    b'POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Length: 36\r\n\r\n{"stream": 1, "a": {"stream": true}}',
 )
 _CONFIGS = {
     "plain": b'{"servers": [{"port": 8080}], "backends": {"a": {"type": "llamacpp"}}}',
@@ -99,7 +103,7 @@ def write() -> None:
     _write("chunked", {f"bad {name}": data for name, data in BAD_CHUNKS.items()})
     bodies = {**_GOOD_REQUESTS, **_SMUGGLING}
     chunked = {name: data.partition(b"\r\n\r\n")[2] for name, data in bodies.items() if b"chunked" in data}
-    _write("chunked", {**chunked, "blank at the end": b"5 \r"})
+    _write("chunked", {**chunked, "blank at the end": b"5 \r", "odd end of a lone chunk": b"3\r\nabcXY"})
     streams = {
         **_GOOD_REQUESTS,
         **_SMUGGLING,

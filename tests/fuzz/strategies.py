@@ -60,7 +60,7 @@ _CODINGS = _field(
 _CONNECTIONS = _field(
     b"connection",
     *(b"close", b"keep-alive", b"Close, X", b"upgrade", b"x-a,, host", b"content-length", b"transfer-encoding, te"),
-    *(b"keep-alive, close", b"closed", b"x;close", b""),
+    *(b"keep-alive, close", b"closed", b"x;close", b"", b"content-type, x-a", b"authorization, cookie"),
 )
 _HOSTS = _field(b"host", *(b"h", b"h", b"h:1", b"[::1]:80", b"", b"a, b", b"a/b", b"a@b", b"h h", b"\xe4"))
 _OTHERS = st.one_of(
@@ -73,6 +73,8 @@ _OTHERS = st.one_of(
     _field(b"x-forwarded-prefix", b"/a", b"/a\xff", b"a"),
     _field(b"origin", b"http://h", b"null"),
     _field(b"proxy-connection", b"keep-alive"),
+    _field(b"content-type", b"text/plain", b""),
+    _field(b"x-a", b"b"),
     _field(b"trailer", b"X-T"),
 )
 _FRAMING = st.one_of(_LENGTHS, _CODINGS, _LENGTHS, _CODINGS, _BIG_LENGTHS)
@@ -111,6 +113,32 @@ _STARTS = st.builds(
     _VERSIONS,
 )
 _HOST = st.sampled_from((b"Host: h\r\n",) * 8 + (b"host:h:1\r\n", b""))
+
+_FINE_FRAMING = st.sampled_from(
+    (b"Content-Length: 3\r\n", b"content-length: 0\r\n", *(b"Transfer-Encoding: chunked\r\n",) * 2, b"Trailer: X-T\r\n")
+)
+_FINE_FIELDS = st.lists(
+    st.one_of(
+        _FINE_FRAMING,
+        st.sampled_from((b"Content-Type: a/b\r\n", b"Authorization: c\r\n", b"Cookie: d=e\r\n", b"X-A: f\r\n")),
+        st.sampled_from((b"content-type, x-a", b"authorization", b"cookie, close", b"content-length", b"trailer")).map(
+            lambda listed: b"Connection: " + listed + b"\r\n"
+        ),
+    ),
+    min_size=2,
+    max_size=5,
+)
+"""What can be wrong with them is what they say together."""
+_FINE_STARTS = st.builds(
+    lambda method, target, minor, host: b"%b %b HTTP/1.%d\r\nHost: %b\r\n" % (method, target, minor, host),
+    st.sampled_from((b"GET", b"POST")),
+    st.sampled_from((b"/", b"/", b"http://other:1/", b'http://a"b/')),
+    st.sampled_from((1, 1, 1, 0)),
+    st.sampled_from((b"h", b"[::1]:80")),
+)
+
+fine_request_heads = st.builds(lambda start, fields: start + b"".join(fields) + b"\r\n", _FINE_STARTS, _FINE_FIELDS)
+"""Heads each line of which is in order."""
 
 odd_request_heads = st.builds(
     lambda start, host, fields: start + host + b"".join(fields) + b"\r\n", _STARTS, _HOST, _FIELDS
@@ -168,8 +196,8 @@ _SLOPPY = st.sampled_from(
 )
 odd_response_heads = st.builds(
     lambda start, fields: start + b"".join(fields) + b"\r\n",
-    _STATUS_LINES,
-    st.lists(st.one_of(_OTHERS, _CONNECTIONS, _FRAMING, _FRAMING, _SLOPPY), max_size=4),
+    st.one_of(_STATUS_LINES, st.sampled_from((b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 204 No Content\r\n"))),
+    st.one_of(st.lists(st.one_of(_OTHERS, _CONNECTIONS, _FRAMING, _FRAMING, _SLOPPY), max_size=4), _FINE_FIELDS),
 )
 
 _SIZES = st.sampled_from((b"%x", b"%X", b"0%x", b"000000%x", b"%x", b"%x", b"%x"))

@@ -17,6 +17,7 @@ from tests.fuzz.profiles import tries
 from tests.fuzz.readings import our_request_head, skipped_empty_lines
 from tests.fuzz.strategies import (
     damaged,
+    fine_request_heads,
     good_requests,
     odd_request_heads,
     odd_response_heads,
@@ -27,6 +28,13 @@ from tests.fuzz.strategies import (
 @tries(250)
 def test_request_heads(data: bytes) -> None:
     """Read as h11 reads them, refused for a listed reason, and forwarded as the same one request."""
+    oracles.check_request_head(data)
+
+
+@given(data=fine_request_heads)
+@tries(200)
+def test_request_heads_that_contradict_themselves(data: bytes) -> None:
+    """The same where no single line gives a reason to refuse them."""
     oracles.check_request_head(data)
 
 

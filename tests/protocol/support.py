@@ -167,6 +167,8 @@ class StubGateway:
     light: bool = False
     at_once: bool = True
     endpoint: str = "s/e"
+    changed: Callable[[Route], Route] | None = None
+    """What every route becomes."""
     on_switched: Callable[[], None] | None = None
     hold: asyncio.Event | None = None
     refusal: Exception | None = None
@@ -186,7 +188,8 @@ class StubGateway:
             target = b"/" + target
         traffic = TrafficClass.LIGHT if self.light else TrafficClass.WORK
         cacheable = self.light and method in (b"GET", b"HEAD")
-        return Route(EndpointId(self.endpoint), "e", target, traffic, self.prefix, bare, cacheable)
+        route = Route(EndpointId(self.endpoint), "e", target, traffic, self.prefix, bare, cacheable)
+        return route if self.changed is None else self.changed(route)
 
     def try_acquire(self, route: Route, request: RequestInfo) -> StubLease | None:
         if not self.at_once or self.hold is not None or self.refusal is not None or self.local is not None:

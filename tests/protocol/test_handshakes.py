@@ -1,7 +1,11 @@
-"""Clients of a TLS listener that never finish their handshake, or begin to speak with its last message."""
+"""Clients of a TLS listener that end their handshake never, or with a request, or that speak something else."""
 
 import asyncio
+import errno
+import socket
 import ssl
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -10,7 +14,7 @@ from juggler.proxy import handshakes
 from juggler.proxy.contract import LocalResponse
 from juggler.proxy.tls import Certificate
 from tests.certificates import make_pair, trusting
-from tests.protocol.support import OK, Peer, Rig, Secure, rig, until
+from tests.protocol.support import OK, Peer, Rig, Secure, header, rig, until
 
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
 
@@ -32,17 +36,139 @@ async def _silent(setup: Rig, first: bytes = b"") -> Peer:
 
 async def test_silent_callers_make_room(secure: Secure, monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest goes when there are too many; one more client gets in meanwhile, and is served."""
-    monkeypatch.setattr(handshakes, "MOST", 5)
+    monkeypatch.setattr(handshakes, "MOST_CALLERS", 5)
+    monkeypatch.setattr(handshakes, "SILENCE_S", 0.01)
     async with rig(secure=secure) as setup:
         shaking = setup.listener._handshakes
         assert shaking is not None
-        callers = [await _silent(setup, b"\x16\x03\x01" if number % 2 else b"") for number in range(20)]
+        callers = [await _silent(setup) for _ in range(20)]
         for caller in callers[:15]:
             await caller.gone()
         await until(lambda: len(shaking._pending) == 5)
         assert not any(caller.reader.at_eof() for caller in callers[15:])
         await (await setup.ask(GET)).exactly(OK)
         assert len(shaking._pending) < 5
+
+
+async def test_slow_callers_make_room(secure: Secure, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Handshakes that stick take no place for long from one that waits for its turn; else they have their time."""
+    monkeypatch.setattr(handshakes, "MOST", 2)
+    monkeypatch.setattr(handshakes, "PATIENCE_S", 0.05)
+    async with rig(secure=secure) as setup:
+        shaking = setup.listener._handshakes
+        assert shaking is not None
+        callers = [await _silent(setup, b"\x16\x03\x01") for _ in range(4)]
+        for caller in callers[:2]:
+            await caller.gone()
+        await until(lambda: len(shaking._shaking) == 2)
+        await (await setup.ask(GET)).exactly(OK)
+        await until(lambda: len(shaking._pending) == 1)
+        assert not callers[3].reader.at_eof()
+
+
+async def test_who_waits_for_a_turn_may_leave(secure: Secure, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is left of it, and the next one gets the turn."""
+    monkeypatch.setattr(handshakes, "MOST", 1)
+    async with rig(secure=secure) as setup:
+        shaking = setup.listener._handshakes
+        assert shaking is not None
+        first, second = [await _silent(setup, b"\x16\x03\x01") for _ in range(2)]
+        await until(lambda: [one.speaks for one in shaking._pending.values()] == [True, True])
+        shaking._cut(list(shaking._pending)[1])
+        await second.gone()
+        first.reset()
+        await (await setup.ask(GET)).exactly(OK)
+        await until(lambda: not shaking._pending and not shaking._shaking)
+
+
+@pytest.mark.parametrize("silent", [0, 3])
+async def test_many_clients_at_once(secure: Secure, monkeypatch: pytest.MonkeyPatch, silent: int) -> None:
+    """More than may be in their handshake at a time all get in, also where silent ones take some of the places."""
+    monkeypatch.setattr(handshakes, "MOST", 5)
+    async with rig(secure=secure) as setup:
+        for _ in range(silent):
+            await _silent(setup)
+        for peer in await asyncio.gather(*(setup.ask(GET) for _ in range(40))):
+            await peer.exactly(OK)
+
+
+async def test_a_burst_of_callers(secure: Secure) -> None:
+    """Many have connected while the loop was busy: it is not held up until all of them are accepted."""
+    count = 60
+    async with rig(secure=secure) as setup:
+        shaking = setup.listener._handshakes
+        assert shaking is not None
+        callers = [socket.create_connection(setup.listener.addresses[0]) for _ in range(count)]
+        accepted = [0]
+        async with asyncio.timeout(5):
+            while accepted[-1] < count:
+                await asyncio.sleep(0)
+                accepted.append(len(shaking._pending))
+        assert max(after - before for before, after in pairwise(accepted)) <= 2
+        for one in callers:
+            one.close()
+        await until(lambda: not shaking._pending)
+
+
+async def test_a_listener_that_goes_in_the_middle_of_an_accept(secure: Secure) -> None:
+    """A connection that was accepted in this very turn of the loop is closed like all others."""
+    async with rig(secure=secure) as setup:
+        shaking = setup.listener._handshakes
+        assert shaking is not None
+        ours, theirs = socket.socketpair()
+        caller = handshakes._Caller(ours, 0.0)
+        task = asyncio.get_running_loop().create_task(shaking._shake(caller))
+        shaking._pending[task] = caller
+        setup.listener.abort()
+        theirs.settimeout(5)
+        assert theirs.recv(1) == b""
+        theirs.close()
+
+
+async def test_no_descriptors_are_told_once(
+    secure: Secure, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody can be accepted for a while: a line in the log, and then it goes on."""
+    failures = 5
+
+    async def fail(loop: asyncio.AbstractEventLoop, listening: socket.socket) -> tuple[socket.socket, object]:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return await accept(loop, listening)
+
+    loop = type(asyncio.get_running_loop())
+    accept = loop.sock_accept
+    monkeypatch.setattr(handshakes, "_PAUSE_S", 0.001)
+    monkeypatch.setattr(
+        asyncio.get_running_loop(), "sock_accept", partial(fail, asyncio.get_running_loop()), raising=False
+    )
+    async with rig(secure=secure) as setup:
+        await (await setup.ask(GET)).exactly(OK)
+        assert not failures
+    assert caplog.text.count("no connection can be accepted (Too many open files)") == 1
+
+
+@pytest.mark.parametrize(
+    "request_", [GET, b"POST /v1/x HTTP/1.1\r\nHost: h\r\nContent-Length: 900000\r\n\r\n" + bytes(9000)]
+)
+async def test_plain_http_is_told(secure: Secure, request_: bytes) -> None:
+    """Whoever forgot the s of https reads so, also behind half an upload; then the connection ends."""
+    async with rig(secure=secure) as setup:
+        shaking = setup.listener._handshakes
+        assert shaking is not None
+        peer = await _silent(setup, request_)
+        status, head, body = await peer.answer()
+        assert status == 400
+        assert header(head, b"content-type") == b"text/plain; charset=utf-8"
+        assert header(head, b"connection") == b"close"
+        assert b"https://" in body
+        assert await peer.to_end() == b""
+        peer.writer.close()
+        await until(lambda: not shaking._pending)
+        await (await setup.ask(GET)).exactly(OK)
+        assert not setup.upstream.requests
 
 
 async def test_handshakes_that_fail_leave_nothing(secure: Secure, caplog: pytest.LogCaptureFixture) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from juggler.proxy.client import ClientConnection
 from juggler.units import KIB, MIB
 from tests.protocol.support import FAST, OK, Peer, Rig, rig, until
 
@@ -135,3 +136,29 @@ async def test_a_half_that_ends_behind_an_upload_is_no_leaving_where_it_is_answe
         assert setup.gateway.cancelled == 0
         setup.gateway.hold.set()
         await peer.exactly(OK)
+
+
+async def test_a_mistake_in_one_ending_leaves_no_other_unseen(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """1. Two clients leave. 2. Ending the request of one raises. 3. The other one leaves the queue all the same."""
+    upload = UPLOAD + bytes(100 * KIB)
+    async with rig(limits=LIMITS) as setup:
+        setup.gateway.hold = asyncio.Event()
+        peers = [await setup.ask(upload) for _ in range(2)]
+        await until(lambda: len(setup.listener._hang_ups._unread) == 2)
+        broken: list[ClientConnection] = []
+        leave = ClientConnection._leave
+
+        def fail(connection: ClientConnection) -> None:
+            leave(connection)
+            if not broken or broken[0] is connection:
+                broken[:] = [connection]
+                raise RuntimeError("a mistake")
+
+        monkeypatch.setattr(ClientConnection, "_leave", fail)
+        for peer in peers:
+            _leave(peer, "close")
+        await until(lambda: setup.gateway.cancelled == 2 and not setup.listener.connections)
+        monkeypatch.undo()
+    assert "a mistake" in caplog.text

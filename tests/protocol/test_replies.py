@@ -229,3 +229,20 @@ async def test_pipelined_readers_get_their_replies_in_order() -> None:
         down(setup)
         peer = await setup.ask(GET + GET.replace(b"models", b"none") + GET)
         assert [(await peer.answer())[0] for _ in range(3)] == [200, 503, 200]
+
+
+async def test_a_copy_ends_with_its_exchange() -> None:
+    """A client that leaves in the middle of an answer leaves no half of it in our memory."""
+
+    async def half(peer: Peer) -> None:
+        await peer.head()
+        peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12345")
+        await peer.gone()
+
+    async with rig(half) as setup:
+        setup.gateway.light = True
+        peer = await setup.ask(GET)
+        await until(lambda: setup.listener.replies.copying_bytes == 5)
+        peer.reset()
+        await until(lambda: setup.listener.replies.copying_bytes == 0)
+        assert len(setup.listener.replies) == 0

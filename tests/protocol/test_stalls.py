@@ -3,15 +3,17 @@
 import asyncio
 import json
 import socket
-import time
 from dataclasses import replace
 
 import pytest
 
+from juggler.proxy import listener
 from juggler.proxy.client import ClientConnection
-from tests.protocol.support import FAST, OK, WAIT_S, Peer, header, rig, until
+from tests.protocol.support import FAST, OK, WAIT_S, Peer, Rig, header, rig, until
 
-BRIEF = replace(FAST, body_timeout_s=0.8)
+LIMIT_S = 120.0
+UNSWEPT = replace(FAST, body_timeout_s=LIMIT_S, sweep_interval_s=3600.0)
+"""The tests sweep themselves, at moments of their own."""
 HALF = b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhello"
 
 
@@ -22,10 +24,30 @@ async def silent(peer: Peer) -> None:
     peer.send(OK)
 
 
+async def arrived(setup: Rig, size: int) -> ClientConnection:
+    """The one connection, when so much of its request's body is there."""
+    await until(lambda: [one.held_bytes for one in setup.listener.connections] == [size])
+    (connection,) = setup.listener.connections
+    return connection
+
+
+async def bound(setup: Rig, size: int) -> ClientConnection:
+    """The same, when a backend waits for the rest."""
+    connection = await arrived(setup, size)
+    await until(lambda: connection._exchange is not None and connection._exchange.bound)
+    return connection
+
+
 async def test_a_body_that_stops_coming_does_not_keep_its_backend() -> None:
     """1. Half a body is forwarded. 2. Nothing follows. 3. The client is told 408, the backend is free again."""
-    async with rig(silent, limits=BRIEF) as setup:
+    async with rig(silent, limits=UNSWEPT) as setup:
         peer = await setup.ask(HALF)
+        connection = await bound(setup, 5)
+        now = asyncio.get_running_loop().time()
+        connection.check(now)
+        connection.check(now + LIMIT_S - 1)
+        assert not setup.gateway.results
+        connection.check(now + LIMIT_S)
         status, head, body = await peer.answer()
         assert (status, header(head, b"connection")) == (408, b"close")
         assert json.loads(body)["error"]["code"] == "request_timeout"
@@ -34,22 +56,30 @@ async def test_a_body_that_stops_coming_does_not_keep_its_backend() -> None:
 
 async def test_a_slow_body_is_no_stalled_one() -> None:
     """Each piece starts the time anew."""
-    async with rig(silent, limits=BRIEF) as setup:
+    async with rig(silent, limits=UNSWEPT) as setup:
         peer = await setup.ask(HALF)
-        for piece in (b"w", b"o", b"r", b"l", b"d"):
-            await asyncio.sleep(0.3)
+        now = asyncio.get_running_loop().time()
+        for size, piece in enumerate((b"w", b"o", b"r", b"l", b"d"), start=5):
+            connection = await bound(setup, size)
+            connection.check(now)
+            now += LIMIT_S - 1
+            connection.check(now)
             peer.send(piece)
         await peer.exactly(OK)
 
 
 async def test_a_held_body_may_wait() -> None:
     """1. Half a body is there, and the request is held for longer than that. 2. It is let through, the rest follows."""
-    async with rig(silent, limits=BRIEF) as setup:
+    async with rig(silent, limits=UNSWEPT) as setup:
         setup.gateway.hold = asyncio.Event()
         peer = await setup.ask(HALF)
-        await asyncio.sleep(1.0)
+        connection = await arrived(setup, 5)
+        now = asyncio.get_running_loop().time()
+        for moment in (now, now + 2 * LIMIT_S):
+            connection.check(moment)
         setup.gateway.hold.set()
-        await until(lambda: bool(setup.gateway.leases))
+        await bound(setup, 5)
+        connection.check(now + 3 * LIMIT_S - 1)  # the time counts from here
         peer.send(b"world")
         await peer.exactly(OK)
 
@@ -62,10 +92,13 @@ async def test_a_body_may_pause_once_the_answer_has_begun() -> None:
         peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n")
         peer.send(await peer.body(10))
 
-    async with rig(both, limits=BRIEF) as setup:
+    async with rig(both, limits=UNSWEPT) as setup:
         peer = await setup.ask(HALF)
         assert (await peer.head()).startswith(b"HTTP/1.1 200 OK\r\n")
-        await asyncio.sleep(1.0)
+        connection = await bound(setup, 5)
+        now = asyncio.get_running_loop().time()
+        for moment in (now, now + 2 * LIMIT_S):
+            connection.check(moment)
         peer.send(b"world")
         assert await peer.body(10) == b"helloworld"
 
@@ -114,16 +147,16 @@ async def test_a_long_sweep_lets_others_have_their_turn(monkeypatch: pytest.Monk
         story: list[str] = []
         loop = asyncio.get_running_loop()
 
-        def slow(connection: ClientConnection, now: float) -> None:
+        def look(connection: ClientConnection, now: float) -> None:
             story.append("look")
-            time.sleep(0.02)
 
         def tick() -> None:
             story.append("turn")
             if story.count("look") < 8:
                 loop.call_soon(tick)
 
-        monkeypatch.setattr(ClientConnection, "check", slow)
+        monkeypatch.setattr(ClientConnection, "check", look)
+        monkeypatch.setattr(listener, "_TURN_S", -1.0)  # every look takes too long
         tick()
         await until(lambda: story.count("look") >= 8)
         monkeypatch.undo()

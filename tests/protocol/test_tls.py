@@ -6,6 +6,7 @@ import os
 import socket
 import ssl
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -337,6 +338,27 @@ async def test_a_broken_pair_keeps_the_old_one(pair: Pair, tmp_path: Path, caplo
         assert await serial_of(port) != before
 
 
+async def test_a_failed_look_is_not_the_last_one(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever goes wrong with it, certificates are renewed on, and everything else is served."""
+    certificate = Certificate(*pair, look_every_s=0.001)
+    looks = 0
+
+    async def look() -> None:
+        nonlocal looks
+        looks += 1
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(certificate, "look", look)
+    watching = asyncio.create_task(certificate.watch())
+    await until(lambda: looks > 1 or watching.done())
+    assert not watching.done()
+    watching.cancel()
+    assert "could not be looked at" in caplog.text
+    caplog.clear()
+
+
 def test_a_listener_needs_a_good_pair(tmp_path: Path) -> None:
     with pytest.raises(BadPair):
         Certificate(tmp_path / "none", tmp_path / "none")
@@ -424,6 +446,68 @@ async def test_what_the_sockets_still_hold_counts_as_unsent(pair: Pair) -> None:
         (connection,) = setup.listener.connections
         assert not proxy_tls.has_sent_all(connection._transport)
         client.close()
+
+
+async def test_a_slow_reader_gets_the_end_of_the_last_answer(pair: Pair) -> None:
+    """1. The connection was closed behind an answer whose end is still here. 2. The client takes all that its system
+    has, so that the socket could take more. 3. The sweep comes before the loop has written on: nothing is cut off.
+    """
+    size = 4 * BIG
+    data = os.urandom(size)
+
+    async def backend(peer: Peer) -> None:
+        await peer.head()
+        peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + data)
+        await peer.gone()
+
+    limits = replace(FAST, sweep_interval_s=3600.0)
+    async with rig(backend, limits=limits, secure=for_clients(pair)) as setup:
+        raw = socket.socket()
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+        raw.connect(setup.listener.addresses[0])
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = trusting().wrap_bio(incoming, outgoing, server_hostname="localhost")
+        got = b""
+
+        def take(most: int) -> int:
+            with contextlib.suppress(BlockingIOError):
+                piece = raw.recv(most)
+                incoming.write(piece) if piece else incoming.write_eof()
+                return len(piece)
+            return 0
+
+        def decrypt() -> None:
+            nonlocal got
+            with contextlib.suppress(ssl.SSLWantReadError):
+                while piece := tls.read(1_000_000):
+                    got += piece
+
+        raw.setblocking(False)
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    tls.do_handshake()
+                    break
+                except ssl.SSLWantReadError:
+                    raw.send(outgoing.read())
+                    take(65536)
+                    await asyncio.sleep(0.001)
+            tls.write(b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+            raw.send(outgoing.read())
+            await until(lambda: any(one.write_paused for one in setup.listener.connections))
+            (connection,) = setup.listener.connections
+            while not connection._transport.is_closing():
+                take(20_000)
+                await asyncio.sleep(0)
+            while take(1_000_000):
+                pass
+            connection.check(asyncio.get_running_loop().time() + 100)
+            while got[-1:] != data[-1:] or len(got) < size:
+                if not take(1_000_000):
+                    await asyncio.sleep(0.001)
+                decrypt()
+        assert got.endswith(data)
+        raw.close()
 
 
 def _swallow_timeout(backend: Handler) -> Handler:

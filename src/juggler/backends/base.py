@@ -16,6 +16,7 @@ from juggler.backends.secrets import secrets_of
 from juggler.ids import InstanceId
 from juggler.memory.footprint import MemoryEstimate
 from juggler.routing.apis import Api
+from juggler.routing.stand_in import StandIn
 from juggler.routing.traffic import TrafficTable
 from juggler.tls import ServerTls
 
@@ -214,6 +215,9 @@ class Backend(abc.ABC):
     has_ui: ClassVar[bool] = False
     """People open its root in a browser: that starts it, as work would."""
 
+    knows_its_prefix: ClassVar[bool] = False
+    """It is started with the prefix that is stripped (``ui_prefix``), so another one takes another process."""
+
     version_arguments: ClassVar[tuple[str, ...] | None] = None
     """What makes ``binary`` print its version and end; None where nothing does so quickly."""
 
@@ -254,6 +258,10 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     async def probe(self, caller: Caller) -> ProbeResult:
         """One look at whether the program may get traffic; failures of the call mean ``NOT_YET``."""
+
+    def stand_in(self) -> StandIn | None:
+        """Who answers some light requests for the instance while it is not up; None: nobody can."""
+        return None
 
     async def identify(self, caller: Caller) -> str | None:
         """Program and version of whatever answers, by its own means (``"ComfyUI 0.3.64"``); None if it is another.

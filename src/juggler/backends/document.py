@@ -35,7 +35,8 @@ command line stays as it is, so that an option the build no longer knows ends it
 option and its replacement. llama.cpp cannot free its model and stay, so it is stopped; before that the KV cache
 of every slot is saved, and restored after the next start, unless `kv_cache_saving` of the endpoint is false.
 Files are bound to the exact weights, options and build; `kv_cache.quota` bounds them. A server that you run
-yourself can be fronted with type `command` and `attach_to`; declare its `memory`, which it never gives back.""",
+yourself can be fronted with type `command` and `attach_to`; declare its `memory`, which it never gives back.
+Give it an `--alias`: `/v1/models` names it before the first start then, so that clients can choose it.""",
         '{"llamacpp": {"binary": "/opt/llama.cpp/llama-server", "default_parameters": ["-ngl", "99", "-fa", "on"]}}',
     ),
     "sdwebui": _Section(
@@ -73,7 +74,16 @@ needs `"traffic": [{"match": "GET /ws", "class": "start"}]`.""",
         """`binary` is `ollama`; `serve` is added. Its address is set in the environment (`OLLAMA_HOST`), and
 `OLLAMA_KEEP_ALIVE=-1` and `OLLAMA_NOPRUNE=1` unless you set them. One server may hold several models: when the
 memory is wanted, all are unloaded through its API, whatever `keep_alive` their clients asked for, and the list of
-loaded models is watched until it is empty. What is left is a process without models.""",
+loaded models is watched until it is empty. What is left is a process without models.
+
+While it does not run, clients still find their models, and nothing is started for it. What they asked before is
+answered as it was (`X-Juggler: cached`): lists, and details of a model to the same body, until a model is made,
+copied or removed through the juggler. Where a request would start it (`binary`), there are further answers, read from
+its folder of models as it would read them (`OLLAMA_MODELS`, else `~/.ollama/models`; `X-Juggler: files`): `/api/tags`,
+`/v1/models`, and `/api/show` without `capabilities` and `modelfile`, which only the program itself can tell. Without
+`attach_to` it is also known that nothing is loaded: `/api/ps` is empty, and an order to unload (`keep_alive: 0` without
+a prompt) is obeyed already (`X-Juggler: placeholder`). Nothing loads a model to unload it. Downloads need the program:
+`juggler load` starts it. A server that is merely attached to has its earlier answers only.""",
         '{"ollama": {"attach_to": "http://localhost:11434", "binary": "/usr/local/bin/ollama"}}',
     ),
     "vllm": _Section(
@@ -130,8 +140,9 @@ What each type of backend can do, what it needs, and which of its routes load a 
 _TRAFFIC_HEAD = """Rules of `traffic` in the configuration come first, then those of the type, top to bottom. What no
 rule names: GET, HEAD and OPTIONS are light, everything else loads the model. *Light* requests are forwarded while the
 backend answers; while it does not, a GET is answered from the last good reply (`X-Juggler: cached`, `Age`), unless the
-route is marked *of the moment*, else with 503 and `Retry-After`. *Held open* is light and never counts as use. A few
-routes have an answer for the time before any (`X-Juggler: placeholder`).
+route is marked *of the moment*, else with 503 and `Retry-After`. A POST that is marked *a question* is treated as a
+GET is: the same body, byte for byte, gets the last good reply to it. *Held open* is light and never counts as use. A
+few routes have an answer for the time before any (`X-Juggler: placeholder`, or `files`: see ollama).
 
 Our own errors have the shape of the API that was called: OpenAI's, Anthropic's (`/v1/messages`), ollama's,
 koboldcpp's, A1111's or ComfyUI's, by the type of the backend where that has one shape, else by the path; each with a
@@ -201,7 +212,8 @@ def _sections() -> list[str]:
         if kind.traffic.rules:
             lines += ["", "| route | |", "|---|---|"]
         for rule in kind.traffic.rules:
-            moment = ", of the moment" if rule.volatile else ""
+            moment = ", of the moment" if rule.volatile else ", a question" if rule.question else ""
+            moment += ", but an order to unload is light" if rule.light_if is not None else ""
             lines.append(f"| `{rule.match.replace('|', chr(92) + '|')}` | {_CLASSES[rule.traffic]}{moment} |")
         for path, placeholder in kind.traffic.placeholders.items():
             lines.append(f"| `GET\\|HEAD {path.decode()}` | light, `{placeholder.body.decode()}` before any answer |")

@@ -115,7 +115,8 @@ def _rules() -> list[TrafficRule]:
     moments += ["*/history", "*/history/*", "*/view", "*/view.png", "/view_image*"]
     rules += [TrafficRule(f"GET|HEAD {path}", light, volatile=True) for path in moments]
     posts = ["/api/extra/generate/check", "/api/extra/abort", "/api/extra/last_logprobs", "/api/extra/multiplayer/*"]
-    posts += ["/api/show", "/set_tts_settings", "/sdapi/v1/interrupt", "/sdapi/v1/skip", "/interrupt"]
+    posts += ["/set_tts_settings", "/sdapi/v1/interrupt", "/sdapi/v1/skip", "/interrupt"]
+    rules.append(TrafficRule("POST */api/show", light, question=True))
     return rules + [TrafficRule(f"POST *{path}", light) for path in posts]
 
 

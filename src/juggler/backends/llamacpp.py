@@ -33,8 +33,10 @@ from juggler.backends.gguf_model import estimate_files, existing
 from juggler.backends.hints import GENERAL, compiled, find_hint
 from juggler.backends.kvcache import KvCache
 from juggler.backends.kvsignature import identity, signature_of
+from juggler.backends.llamacpp_away import LlamaCppAway, certain_alias
 from juggler.memory.footprint import MemoryEstimate
 from juggler.memory.gguf_estimate import CACHE_BYTES, GgufOptions
+from juggler.routing.stand_in import StandIn
 from juggler.routing.traffic import TrafficClass, TrafficRule, TrafficTable
 
 _log = logging.getLogger("juggler.backends.llamacpp")
@@ -102,6 +104,8 @@ class LlamaCppBackend(Backend):
             TrafficRule("GET */v1/stream", TrafficClass.HELD_OPEN),
             TrafficRule("GET */models/sse", TrafficClass.HELD_OPEN),
             TrafficRule("DELETE */v1/stream", TrafficClass.LIGHT),
+            # Ollama's, in builds that have it (server.cpp: get_api_show; b11549 has not): it asks, and loads nothing.
+            TrafficRule("POST */api/show", TrafficClass.LIGHT, question=True),
             TrafficRule("GET */slots", TrafficClass.LIGHT, volatile=True),
             TrafficRule("GET */metrics", TrafficClass.LIGHT, volatile=True),
             TrafficRule("GET */", TrafficClass.START),
@@ -122,6 +126,11 @@ class LlamaCppBackend(Backend):
         self._metrics_route = has_option(parameters, {"--metrics"})
         self._kv: KvCache | None = None
         self._key: str | None = None
+
+    def stand_in(self) -> StandIn | None:
+        """For a server whose model has a name of the operator's (``llamacpp_away``)."""
+        alias = certain_alias(self.settings)
+        return LlamaCppAway(alias, self._prefix) if alias is not None else None
 
     @property
     def capabilities(self) -> Capabilities:

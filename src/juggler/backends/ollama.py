@@ -24,8 +24,10 @@ from juggler.backends.base import (
 )
 from juggler.backends.command_line import find_executable
 from juggler.backends.hints import GENERAL, compiled, find_hint
+from juggler.backends.ollama_away import OllamaAway, orders_unload
 from juggler.backends.ollama_models import LoadedModel, loaded_models, unload_all
 from juggler.routing.apis import Api
+from juggler.routing.stand_in import StandIn
 from juggler.routing.traffic import Placeholder, TrafficClass, TrafficRule, TrafficTable
 from juggler.units import GIB, SECONDS
 
@@ -100,16 +102,18 @@ class OllamaBackend(Backend):
             # Go's profiles and variables, where a build has them: they share ollama's port (server/routes.go, Serve).
             TrafficRule("* /debug/*", TrafficClass.BLOCKED),
             TrafficRule("GET|HEAD /api/ps", TrafficClass.LIGHT, volatile=True),
-            TrafficRule("POST /api/show", TrafficClass.LIGHT),
+            TrafficRule("POST /api/show", TrafficClass.LIGHT, question=True),
+            TrafficRule("POST /api/generate", TrafficClass.WORK, light_if=orders_unload),
+            TrafficRule("POST /api/chat", TrafficClass.WORK, light_if=orders_unload),
             TrafficRule("POST /api/pull", TrafficClass.LIGHT),
             TrafficRule("POST /api/push", TrafficClass.LIGHT),
-            TrafficRule("POST /api/create", TrafficClass.LIGHT),
-            TrafficRule("POST /api/copy", TrafficClass.LIGHT),
+            TrafficRule("POST /api/create", TrafficClass.LIGHT, changes=True),
+            TrafficRule("POST /api/copy", TrafficClass.LIGHT, changes=True),
             TrafficRule("POST /api/blobs/*", TrafficClass.LIGHT),
             TrafficRule("POST /api/me", TrafficClass.LIGHT),
             TrafficRule("POST /api/signout", TrafficClass.LIGHT),
             TrafficRule("POST /api/experimental/*", TrafficClass.LIGHT),
-            TrafficRule("DELETE *", TrafficClass.LIGHT),
+            TrafficRule("DELETE *", TrafficClass.LIGHT, changes=True),
         ],
         placeholders={b"/": _ROOT, b"/api/version": _ASSUMED_VERSION},
     )
@@ -139,6 +143,11 @@ class OllamaBackend(Backend):
         value = {**inherited, **self.settings.env}.get("OLLAMA_NUM_PARALLEL", "")
         value = value.strip().strip("\"'")  # as envconfig.Var reads it
         return int(value) if value.isdecimal() and int(value) > 0 else DEFAULT_CONCURRENCY
+
+    def stand_in(self) -> StandIn | None:
+        """For a server that a request would start (``ollama_away``)."""
+        starts = self.settings.attach_to is None or self.settings.binary is not None
+        return OllamaAway(self.settings) if starts else None
 
     # -- start -------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from juggler.backends.ollama import OllamaBackend
 from juggler.backends.sdwebui import SdWebuiBackend
 from juggler.backends.vllm import VllmBackend
 from juggler.routing.apis import Api
+from juggler.routing.stand_in import StandIn
 from juggler.routing.traffic import TrafficTable
 
 BACKENDS: dict[str, type[Backend]] = {
@@ -33,6 +34,15 @@ def create(settings: BackendSettings) -> Backend:
     return _class_of(settings.type)(settings)
 
 
+def stand_in_for(settings: BackendSettings) -> StandIn | None:
+    """Who answers for an instance while it is not up; None: nobody can.
+
+    Raises:
+        ValueError: As ``create``.
+    """
+    return create(settings).stand_in()
+
+
 def traffic_for(type_name: str) -> TrafficTable:
     """The traffic classes of a type.
 
@@ -40,6 +50,15 @@ def traffic_for(type_name: str) -> TrafficTable:
         ValueError: A type nobody knows.
     """
     return _class_of(type_name).traffic
+
+
+def knows_its_prefix(type_name: str) -> bool:
+    """Whether programs of a type are started with the prefix that is stripped.
+
+    Raises:
+        ValueError: A type nobody knows.
+    """
+    return _class_of(type_name).knows_its_prefix
 
 
 def api_for(type_name: str) -> Api | None:

@@ -92,6 +92,7 @@ class SdWebuiBackend(Backend):
     type_name = "sdwebui"
     api = apis.Api.A1111
     has_ui = True
+    knows_its_prefix = True
     traffic = TrafficTable(_rules())
 
     def __init__(self, settings: BackendSettings) -> None:

@@ -1,11 +1,13 @@
 """The body of one request on its way through: counted, delimited, and kept only as far as a bound allows. No I/O."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from juggler.errors import BadRequest
 from juggler.proxy.framing import Chunked, FramingError, Length, NoBody, Tracker
 from juggler.proxy.head import RequestHead, find_request_end, parse_request
 from juggler.proxy.limits import Limits
+from juggler.proxy.repeats import repeated
 
 _NO_BODY = NoBody()
 
@@ -21,7 +23,7 @@ class RequestBody:
         whole: All of it, if that is here already; only of one with a length.
     """
 
-    __slots__ = ("_seen", "_seen_at", "_tracker", "complete", "kept", "size")
+    __slots__ = ("_seen", "_seen_at", "_tracker", "complete", "copy", "kept", "on_complete", "size")
 
     def __init__(self, head: RequestHead, whole: bytes = b"") -> None:
         self._tracker: Tracker
@@ -38,6 +40,10 @@ class RequestBody:
         """Bytes so far."""
         self.kept: list[bytes] | None = [whole] if whole else []
         """All bytes so far, for the first or a second connection; None once they were let go."""
+        self.copy: list[bytes] | None = None
+        """All bytes so far, where somebody wants them to the end (``keep_copy``)."""
+        self.on_complete: Callable[[], None] | None = None
+        """Called once it has arrived whole."""
         self._seen = -1  # size at the last look of stalled, and since when it has been that
         self._seen_at = 0.0
 
@@ -56,12 +62,27 @@ class RequestBody:
         else:
             self.complete = True
         self.size += end
+        if self.copy is not None:
+            self.copy.append(data[:end])
+        if self.complete and self.on_complete is not None:
+            self.on_complete()
         return end
 
     def keep(self, data: bytes) -> None:
         """Remember a piece, unless the pieces before it were already let go."""
         if self.kept is not None:
             self.kept.append(data)
+
+    def keep_copy(self) -> None:
+        """From now on the bytes stay, whoever lets them go; for short bodies, before any was let go."""
+        if self.copy is None:
+            self.copy = list(self.kept or ())
+
+    @property
+    def whole(self) -> bytes | None:
+        """All of it; None if it is not here yet, or was let go."""
+        pieces = self.copy if self.copy is not None else self.kept
+        return b"".join(pieces) if self.complete and pieces is not None else None
 
     def stalled(self, now: float, limit_s: float, *, wanted: bool) -> bool:
         """Whether nothing of it has come for ``limit_s`` seconds although somebody waits for it.
@@ -88,8 +109,13 @@ class Request:
     body: RequestBody
 
 
-def read_request(buffer: bytes, limits: Limits) -> tuple[Request, bytes] | None:
+def read_request(buffer: bytes, limits: Limits, last: RequestHead | None = None) -> tuple[Request, bytes] | None:
     """The request at the start of ``buffer``; None while its head is not there whole.
+
+    Args:
+        buffer: Not empty.
+        limits: Of the listener.
+        last: The head before on the same connection, if it is ``worth_keeping``.
 
     Returns:
         With it, what follows its head, but for a body that is there whole.
@@ -97,13 +123,15 @@ def read_request(buffer: bytes, limits: Limits) -> tuple[Request, bytes] | None:
     Raises:
         BadRequest: It can never be one.
     """
-    end = find_request_end(buffer, limits.head_bytes, limits.request_line_bytes)
-    if end < 0:
-        if buffer[0] not in _METHOD_START:
-            raise BadRequest("This is not HTTP.", hint="The address wants http://, not https://.")
-        return None
-    head = parse_request(buffer[:end])
-    rest = buffer[end:]
+    head = repeated(last, buffer) if last is not None else None
+    if head is None:
+        end = find_request_end(buffer, limits.head_bytes, limits.request_line_bytes)
+        if end < 0:
+            if buffer[0] not in _METHOD_START:
+                raise BadRequest("This is not HTTP.", hint="The address wants http://, not https://.")
+            return None
+        head = parse_request(buffer[:end])
+    rest = buffer[len(head.raw) :]
     if rest and len(rest) == head.content_length:
         return Request(head, RequestBody(head, rest)), b""
     return Request(head, RequestBody(head)), rest

@@ -16,44 +16,40 @@ from typing import cast
 
 from juggler.errors import BadRequest, JugglerError
 from juggler.proxy.body import Request, RequestBody, bad_body, read_request
-from juggler.proxy.connection import HOLD_AGAIN_AFTER_S, ListenerSide, State, Unreached, reset_when_closed, wake
-from juggler.proxy.contract import Lease, LocalResponse, RequestInfo, Route
+from juggler.proxy.closing import NEVER, ClosingConnection
+from juggler.proxy.connection import HOLD_AGAIN_AFTER_S, ListenerSide, State, Unreached, wake
+from juggler.proxy.contract import ExchangeResult, Lease, LocalResponse, RequestInfo, Route
 from juggler.proxy.exchange import Exchange
 from juggler.proxy.framing import FramingError
 from juggler.proxy.head import RequestHead
+from juggler.proxy.limits import Limits
 from juggler.proxy.own import own_answer
+from juggler.proxy.questions import answered_in_place, by_its_body
+from juggler.proxy.repeats import worth_keeping
 from juggler.proxy.responses import error_response
-from juggler.proxy.tls import GOODBYE_S, has_sent_all
+from juggler.proxy.tls import GOODBYE_S
 from juggler.proxy.waiting_room import Wait
-from juggler.proxy.wishes import NO_WISHES, parse_wishes
+from juggler.proxy.wishes import parse_wishes
 
 _log = logging.getLogger("juggler.proxy")
 
-_NEVER = float("inf")
 _EMPTY_LINES = re.compile(rb"\A(?:\r\n)+")
 
 
-class ClientConnection(asyncio.Protocol):
+class ClientConnection(ClosingConnection):
     """See the module. Owns its transport and its one task."""
 
     __slots__ = (
-        "_body",
-        "_buffer",
         "_client",
-        "_deadline",
         "_drained",
         "_exchange",
         "_gateway",
         "_head_started",
-        "_limits",
-        "_linger_until",
-        "_listener",
-        "_loop",
+        "_last",
+        "_last_info",
         "_read_paused",
         "_request",
-        "_state",
         "_task",
-        "_transport",
         "_wait",
         "_waiter",
         "address",
@@ -64,22 +60,16 @@ class ClientConnection(asyncio.Protocol):
     )
 
     def __init__(self, listener: ListenerSide) -> None:
-        self._listener = listener
+        super().__init__(listener)
         self._gateway = listener.gateway
-        self._limits = listener.limits
-        self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport
         self._task: asyncio.Task[None] | None = None
-        self._state = State.HEAD
-        self._buffer = b""
         self._request: Request | BadRequest | None = None  # found, not yet taken by the coroutine
-        self._body: RequestBody | None = None  # of the request in work, until it has arrived whole
+        self._last: RequestHead | None = None  # the last head, if the next one may be the same (``proxy.repeats``)
+        self._last_info: RequestInfo | None = None  # what the gateway was told of it
         self._exchange: Exchange | None = None
         self._wait: Wait | None = None  # of the request in work, from its routing to its end
         self._waiter: asyncio.Future[None] | None = None  # the coroutine waits for a head
         self._drained: asyncio.Future[None] | None = None  # the coroutine waits for the client to read
-        self._deadline = _NEVER
-        self._linger_until = 0.0  # bound of a deadline that bytes from the client put off
         self._head_started = False  # the deadline is the head's, not the idle one
         self._read_paused = False
         self._client = ""  # address as text
@@ -149,8 +139,10 @@ class ClientConnection(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._leave()
-        self._listener.closed(self)
+        try:
+            self._leave()
+        finally:
+            self._listener.closed(self)
 
     def pause_writing(self) -> None:
         self.write_paused = True
@@ -172,15 +164,6 @@ class ClientConnection(asyncio.Protocol):
         return self._state is State.HEAD and not self._buffer and self._request is None
 
     @property
-    def draining(self) -> bool:
-        return self._listener.draining
-
-    @property
-    def secure(self) -> bool:
-        """The client speaks TLS, so neither side can end its half alone."""
-        return self._listener.secure
-
-    @property
     def task(self) -> asyncio.Task[None] | None:
         return self._task
 
@@ -198,7 +181,7 @@ class ClientConnection(asyncio.Protocol):
                     self._refuse(BadRequest("The request body took too long.", status=408, code="request_timeout"))
         if now < self._deadline:
             return
-        self._deadline = _NEVER
+        self._deadline = NEVER
         if self._state is State.HEAD and self._buffer:
             self._refuse(BadRequest("The request head took too long.", status=408, code="request_timeout"))
         elif self._state is State.TUNNEL:
@@ -229,14 +212,25 @@ class ClientConnection(asyncio.Protocol):
         """For how long no request has come, not even a whole head; 0 while one is in work."""
         if self._state is not State.HEAD or self._request is not None:
             return 0.0
-        limit_s = self._limits.head_timeout_s if self._head_started else self._limits.idle_timeout_s
-        return now - self._deadline + limit_s
+        return now - self._deadline + self._silence_s(self._limits)
+
+    def _silence_s(self, limits: Limits) -> float:
+        return limits.head_timeout_s if self._head_started else limits.idle_timeout_s
+
+    def bound_by(self, limits: Limits) -> None:
+        """Other bounds for the requests to come."""
+        if self._state is State.HEAD and self._request is None:  # else ``quiet_s`` would take a deadline for another
+            self._deadline += self._silence_s(limits) - self._silence_s(self._limits)
+        self._limits = limits
+        self._last = None  # it was measured by the old ones
 
     def cut(self, code: str | None) -> None:
         """End the connection at once; ``code`` goes into the result of a request in work (None: the client left)."""
         self.cut_code = code
-        self._leave()
-        self._transport.abort()
+        try:
+            self._leave()
+        finally:
+            self._transport.abort()
 
     def finish(self) -> None:
         """Close after what was written, if it is idle."""
@@ -245,23 +239,6 @@ class ClientConnection(asyncio.Protocol):
             self._leave()
 
     # For the exchange
-
-    def write(self, data: bytes) -> None:
-        if not self._transport.is_closing() and self._state is not State.CLOSING:
-            self._transport.write(data)
-
-    def write_eof(self) -> None:
-        """The backend's half of a tunnel has ended."""
-        self._deadline = self._loop.time() + self._limits.half_close_timeout_s
-        self._end_output()
-
-    def abort(self) -> None:
-        self._transport.abort()
-
-    def reset(self) -> None:
-        """Cut the connection so that the client sees an error, where a mere end would look like the answer's."""
-        reset_when_closed(self._transport)
-        self._transport.abort()
 
     def start_tunnel(self) -> bytes:
         """From now on bytes are raw; returns those that came behind the request already."""
@@ -274,7 +251,7 @@ class ClientConnection(asyncio.Protocol):
         return early
 
     def tunnel_activity(self) -> None:
-        if self._deadline != _NEVER:
+        if self._deadline != NEVER:
             self._deadline = self._loop.time() + self._limits.half_close_timeout_s
 
     def update_reading(self) -> None:
@@ -308,16 +285,18 @@ class ClientConnection(asyncio.Protocol):
         if not buffer:
             return False
         try:
-            found = read_request(buffer, limits)
+            found = read_request(buffer, limits, self._last)
             if found is None:
                 if not self._head_started:
                     self._head_started = True
                     self._deadline = self._loop.time() + limits.head_timeout_s
                 return False
             request, rest = found
+            if request.head is not self._last:
+                self._last = request.head if worth_keeping(request.head, limits.head_bytes) else None
             body = request.body
             self._state = State.BUSY
-            self._deadline = _NEVER
+            self._deadline = NEVER
             self._body = None if body.complete else body
             self._buffer = b""
             if rest:
@@ -395,14 +374,19 @@ class ClientConnection(asyncio.Protocol):
             return False
         try:
             route = self._gateway.route(head.method, head.target, head.host)
-            lease = self._gateway.try_acquire(route, self._info(head)) if isinstance(route, Route) else None
+            if not isinstance(route, Route):
+                return False
+            lease = self._gateway.try_acquire(route, self._info(head))
+            if lease is None:
+                return False
+            exchange = self._open(route, request, lease, None)
         except Exception:
             return False  # the coroutine will meet the same, and tell
-        if lease is None:
-            return False
-        assert isinstance(route, Route)
-        wait = self._wait = Wait(self, request, route, NO_WISHES, self._limits, self._loop.time())
-        return self._open(route, request, lease, wait).begin()
+        return exchange.begin()
+
+    def forget_head(self) -> None:
+        """The next head is not to be compared with the one before."""
+        self._last = self._last_info = None
 
     def exchange_over(self, exchange: Exchange) -> None:
         """An exchange is over that the coroutine does not await; most often the next request comes then."""
@@ -416,16 +400,26 @@ class ClientConnection(asyncio.Protocol):
             wake(self._waiter)
 
     def _info(self, head: RequestHead) -> RequestInfo:
-        return RequestInfo(head.method, head.target, self._client, head=head)
+        if head is not self._last:
+            return RequestInfo(head.method, head.target, self._client, head=head)
+        info = self._last_info
+        if info is None or info.head is not head:
+            info = self._last_info = RequestInfo(head.method, head.target, self._client, head=head)
+        return info
 
-    def _open(self, route: Route, request: Request, lease: Lease, wait: Wait) -> Exchange:
-        """The hold is over."""
+    def _open(self, route: Route, request: Request, lease: Lease, wait: Wait | None) -> Exchange:
+        """The hold is over, if there was one."""
         now = self._loop.time()
-        wait.leased(lease, now)
-        recorder = None
-        if route.cacheable and wait.stream is None:
-            recorder = self._listener.replies.recorder(route, request.head)
-        self._exchange = Exchange(self, request, route, lease, self._limits, wait, self._loop, now, recorder)
+        if wait is not None:
+            wait.leased(lease, now)
+        try:
+            recorder = None
+            if (route.cacheable or route.changes) and (wait is None or wait.stream is None):
+                recorder = self._listener.replies.recorder(route, request.head, request.body)
+            self._exchange = Exchange(self, request, route, lease, self._limits, wait, self._loop, now, recorder)
+        except Exception:
+            lease.release(ExchangeResult(error=JugglerError.code))
+            raise
         return self._exchange
 
     # The coroutine
@@ -459,7 +453,7 @@ class ClientConnection(asyncio.Protocol):
                 else:
                     target = self._gateway.route(head.method, head.target, head.host)
                 if isinstance(target, Route):
-                    route = target
+                    route = target if exchange is not None else await by_its_body(target, request)
                     said = await self._forward(route, request)
                 else:
                     said = target
@@ -469,6 +463,7 @@ class ClientConnection(asyncio.Protocol):
                 _log.exception("request %s %s failed", head.method.decode("latin-1"), head.target.decode("latin-1"))
                 said = JugglerError("The juggler made a mistake; its log says more.")
             if said is not None:
+                said = await answered_in_place(said, request, route, self._listener.replies)
                 listener, now = self._listener, self._loop.time()
                 data, self.closes = own_answer(
                     said, request, route, self._wait, listener.replies, draining=listener.draining, now=now
@@ -491,6 +486,8 @@ class ClientConnection(asyncio.Protocol):
         wait = self._wait
         if wait is None:
             wait = self._wait = Wait(self, request, route, info.wishes, self._limits, self._loop.time())
+            if self._exchange is not None:
+                self._exchange.waited(wait)
         for pause_s in HOLD_AGAIN_AFTER_S:
             try:
                 return await self._forward_once(route, request, info, wait)
@@ -539,62 +536,11 @@ class ClientConnection(asyncio.Protocol):
             self._answer_and_close(error_response(error, close=True))
         self._leave()
 
-    def _answer_and_close(self, answer: bytes) -> None:
-        self.write(answer)
-        self._close(discard=True)
-
-    def _close(self, *, discard: bool) -> None:
-        """Close after what was written. ``discard`` reads on for a while, or the client might lose the answer.
-
-        Closing a socket with unread input resets it, and a reset overtakes data in flight (RFC 9112 9.6).
-        """
-        self._state = State.CLOSING
-        if self._transport.is_closing():
-            return
-        unsent = self._transport.get_write_buffer_size() > 0
-        limits = self._limits
-        wait_s = limits.flush_timeout_s if unsent or not discard else limits.discard_timeout_s
-        self._deadline = self._loop.time() + wait_s
-        self._buffer = b""
-        self._body = None
-        if not discard:
-            if self.secure:
-                self._deadline = self._loop.time() + GOODBYE_S
-            self._transport.close()
-            return
-        self.update_reading()
-        if self.secure:
-            # TLS cannot end one half. The answer says that it is the last one; a client that goes on sending is read
-            # for a while, one that is silent gets the end soon.
-            self._linger_until = self._deadline
-            self._deadline = min(self._loop.time() + GOODBYE_S, self._linger_until)
-        else:
-            self._end_output()
-
-    def _end_tls(self, now: float) -> None:
-        """Close, or cut what was closed once all has left: not every client answers the end of a TLS connection.
-
-        A client that does not read has the time of the transport itself (``flush_timeout_s``).
-        """
-        if not self._transport.is_closing():
-            self._transport.close()
-        elif has_sent_all(self._transport):
-            self._transport.abort()
-            return
-        self._deadline = now + GOODBYE_S
-
-    def _end_output(self) -> None:
-        """End our half, after what was written."""
-        if self._transport.is_closing():
-            return
-        try:
-            self._transport.write_eof()
-        except OSError:
-            self._transport.abort()  # the client has reset the connection, and the loop does not know it yet
-
     def _leave(self) -> None:
         """The request in work, if any, is over: cut its upstream now, not when the coroutine next runs."""
-        if self._exchange is not None:
-            self._exchange.stop()
-        if self._task is not None and not self._task.done():
-            self._task.cancel()
+        try:
+            if self._exchange is not None:
+                self._exchange.stop()
+        finally:
+            if self._task is not None and not self._task.done():
+                self._task.cancel()

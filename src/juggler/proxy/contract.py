@@ -5,8 +5,8 @@ then ``try_acquire``, or ``await acquire`` where that gives nothing (the hold: i
 this request), relays, and calls ``release`` on the lease exactly once, whatever happened.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from juggler.ids import EndpointId
@@ -14,6 +14,7 @@ from juggler.proxy.head import Field, RequestHead
 from juggler.proxy.wishes import NO_WISHES, Wishes
 from juggler.routing.apis import Api
 from juggler.routing.client import client_of
+from juggler.routing.stand_in import StandIn
 from juggler.routing.traffic import Placeholder, TrafficClass
 
 if TYPE_CHECKING:
@@ -35,19 +36,29 @@ class Route:
     bare: bool = False
     """The path was exactly the stripped prefix, without the slash that a page's relative links need behind it."""
     cacheable: bool = False
-    """A light GET or HEAD whose answer is not about this very moment: while the backend is down, an earlier reply
-    may stand in for it (``proxy.replies``)."""
+    """A light GET or HEAD whose answer is not about this very moment, or a POST that only asks: while the backend is
+    down, an earlier reply to the same question may stand in for it (``proxy.replies``)."""
     no_store_everywhere: bool = False
     """The backend forbids to keep any of its answers, whatever they are: that is no reason not to."""
     api: Api | None = None
     """In whose shape errors are told; None: its path tells."""
     placeholder: Placeholder | None = None
     """What stands in for a cacheable one while the backend is down and no earlier reply is known."""
+    changes: bool = False
+    """What it does may make earlier replies to questions wrong."""
+    light_if: Callable[[bytes], bool] | None = None
+    """Of work: whether its body makes it light after all."""
+    stand_in: StandIn | None = None
+    """Who may answer it while the backend is down and no earlier reply is known."""
+
+    def as_light(self) -> "Route":
+        """The same request, which is no work after all."""
+        return replace(self, traffic=TrafficClass.LIGHT, light_if=None)
 
 
 @dataclass(frozen=True, slots=True)
 class LocalResponse:
-    """A whole answer made here, without a backend (the status API)."""
+    """A whole answer made here, without a backend."""
 
     status: int
     body: bytes
@@ -67,7 +78,7 @@ class RequestInfo:
         head: In place of ``fields``, which are made of it when somebody asks; few do.
     """
 
-    __slots__ = ("_fields", "_head", "client", "method", "target", "wishes")
+    __slots__ = ("_fields", "_who", "client", "head", "method", "target", "wishes")
 
     def __init__(
         self,
@@ -82,24 +93,27 @@ class RequestInfo:
         self.target = target
         self.client = client
         self.wishes = wishes
+        self.head = head
         self._fields = fields
-        self._head = head
+        self._who: str | None = None
 
     @property
     def headers(self) -> tuple[tuple[bytes, bytes], ...]:
         """All header fields in order: name in lower case, and value."""
-        fields = self._fields if self._head is None else self._head.fields
+        fields = self._fields if self.head is None else self.head.fields
         return tuple([(name, value) for _, name, value in fields])
 
     @property
     def who(self) -> str:
         """A name for the client (``routing.client``); quicker than to look for it in ``headers``."""
-        fields = self._fields if self._head is None else self._head.notable
-        return client_of(self.client, [(name, value) for _, name, value in fields])
+        if self._who is None:
+            fields = self._fields if self.head is None else self.head.notable
+            self._who = client_of(self.client, [(name, value) for _, name, value in fields])
+        return self._who
 
     def wishing(self, wishes: Wishes) -> "RequestInfo":
         """The same request with other wishes."""
-        return RequestInfo(self.method, self.target, self.client, self._fields, wishes, self._head)
+        return RequestInfo(self.method, self.target, self.client, self._fields, wishes, self.head)
 
 
 @dataclass(slots=True)

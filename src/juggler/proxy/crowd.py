@@ -12,7 +12,7 @@ harm. Refusing takes connections, too, so their number is bounded: further ones 
 import asyncio
 import ipaddress
 import logging
-from collections.abc import Iterator
+from collections import OrderedDict
 from typing import Protocol
 
 from juggler.errors import JugglerError, TooManyConnections, TooManyOfOneClient
@@ -70,12 +70,15 @@ class Crowd:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._loop = asyncio.get_running_loop()
-        self._clients: dict[Member, bytes | None] = {}
-        """Whom each connection counts for; None: it was refused."""
+        self._clients: OrderedDict[Member, bytes | None] = OrderedDict()
+        """Whom each connection counts for; None: it was refused. In the order in which they are looked at."""
         self._counts: dict[bytes, int] = {}
         self._refused = 0
-        self._hand: Iterator[Member] = iter(())  # goes round over those who may have to make room
         self._quiet_until = 0.0
+
+    def change(self, limits: Limits) -> None:
+        """Other bounds, for who comes from now on."""
+        self._limits = limits
 
     def come(self, member: Member) -> JugglerError | None:
         """A connection was accepted; an error means that it is one too many, and is to be told so."""
@@ -125,13 +128,11 @@ class Crowd:
     def _make_room(self) -> bool:
         """Close a connection that nobody uses, if one is found soon."""
         now = self._loop.time()
-        for _ in range(_LOOKS):
-            member = next(self._hand, None)
-            if member is None:
-                self._hand = iter(list(self._clients))
-                continue
+        for _ in range(min(_LOOKS, len(self._clients))):
+            member = next(iter(self._clients))
+            self._clients.move_to_end(member)
             left_alone_s = _IDLE_S if member.idle else _SLOW_HEAD_S
-            if self._clients.get(member) is not None and member.quiet_s(now) >= left_alone_s:
+            if self._clients[member] is not None and member.quiet_s(now) >= left_alone_s:
                 member.cut(None)
                 self.go(member)  # it is reported lost in the next turn of the loop only
                 return True

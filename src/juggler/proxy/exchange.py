@@ -6,53 +6,31 @@ in protocol callbacks. Whatever goes wrong before the answer's head was sent bec
 """
 
 import asyncio
-from typing import Protocol
 
 from juggler.errors import JugglerError, UpstreamClosed, UpstreamError, UpstreamTimeout
+from juggler.proxy.answers import KnownAnswer
 from juggler.proxy.body import Request
-from juggler.proxy.contract import ExchangeResult, Lease, Route
+from juggler.proxy.connection import ClientSide
+from juggler.proxy.contract import Lease, Route
 from juggler.proxy.framing import ChunkDecoder, Chunked, FramingError, Length, NoBody, Tracker, UntilClose
 from juggler.proxy.head import BadResponse, ResponseHead, find_response_end, parse_response
-from juggler.proxy.headers import Hop, ReturnHop, request_head, response_head
+from juggler.proxy.headers import ReturnHop, response_head
 from juggler.proxy.limits import Limits
 from juggler.proxy.replies import Recorder
-from juggler.proxy.upstream import UpstreamConnection
+from juggler.proxy.sending import NEVER, RequestHalf
 from juggler.proxy.waiting_room import StreamedAnswer, Wait, tell_first_byte
+from juggler.units import KIB
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
 """Doing these twice is doing them once (RFC 9110 9.2.2)."""
-_NEVER = float("inf")
+_LARGE_PIECE_BYTES = 64 * KIB
+"""A backend that sends so much at once has more."""
 _NO_BODY = NoBody()
 _UNTIL_CLOSE = UntilClose()
 
 
-class ClientSide(Protocol):
-    """What an exchange needs of the client's connection."""
-
-    address: bytes
-    write_paused: bool
-    """The client does not take what was written; the upstream must not be read."""
-    closes: bool
-    """Whether the connection ends after this exchange."""
-    cut_code: str | None
-    """Why we, not the client, ended a request early."""
-
-    @property
-    def draining(self) -> bool: ...
-    @property
-    def secure(self) -> bool: ...
-    def write(self, data: bytes) -> None: ...
-    def write_eof(self) -> None: ...
-    def abort(self) -> None: ...
-    def reset(self) -> None: ...
-    def update_reading(self) -> None: ...
-    def start_tunnel(self) -> bytes: ...
-    def tunnel_activity(self) -> None: ...
-    def exchange_over(self, exchange: "Exchange") -> None: ...
-
-
-class Exchange:
+class Exchange(RequestHalf):
     """See the module. One per forwarded request; a retry stays in the same exchange."""
 
     __slots__ = (
@@ -60,36 +38,22 @@ class Exchange:
         "_answered",
         "_awaited",
         "_buffer",
-        "_client",
         "_client_ended",
         "_decoder",
         "_error",
-        "_expect_deadline",
         "_finished",
+        "_held",
         "_inset",
-        "_lease",
-        "_limits",
-        "_loop",
-        "_pool",
         "_recorder",
-        "_request",
         "_retry",
         "_silence",
-        "_started_at",
         "_straight",
         "_tracker",
         "_unframed",
-        "_upstream",
         "_upstream_ended",
-        "_wait",
         "complete",
-        "done",
         "head_sent",
-        "result",
-        "route",
         "tunnel",
-        "unreached",
-        "upstream_full",
     )
 
     def __init__(
@@ -99,53 +63,33 @@ class Exchange:
         route: Route,
         lease: Lease,
         limits: Limits,
-        wait: Wait,
+        wait: Wait | None,
         loop: asyncio.AbstractEventLoop,
         now: float,
         recorder: Recorder | None = None,
     ) -> None:
-        self._client = client
-        self._request = request
-        self._lease: Lease | None = lease  # None once it was given back
-        self._pool = lease.upstream
+        super().__init__(client, request, route, lease, limits, wait, loop, now)
         self._recorder = recorder  # keeps a copy of the answer, as long as that may be kept
-        self._limits = limits
-        self._wait = wait
         self._inset: StreamedAnswer | None = None  # the answer goes into the stream that was begun while it waited
-        self._loop = loop
-        self._started_at = now
-        self._upstream: UpstreamConnection | None = None
         self._awaited = False  # by run; its future, while it sleeps
         self._finished: asyncio.Future[None] | None = None
         self._error: JugglerError | None = None
         self._retry = False
         self._answered = False  # any byte of an answer has arrived
+        self._held = b""  # a large piece of the body, not looked at yet
         self._answer: ResponseHead | None = None
         self._tracker: Tracker | None = None
         self._decoder: ChunkDecoder | None = None  # the payload of a chunked answer is wanted
         self._unframed = False  # and the client gets it without its chunks
         self._straight = False  # the answer's body is neither changed nor looked into
         self._buffer = b""  # an unfinished answer head
-        self._expect_deadline = _NEVER
         self._client_ended = False  # halves of a tunnel
         self._upstream_ended = False
-        self.route = route
-        self.result = ExchangeResult()
-        self.done = False
-        """Nothing more will come of this exchange."""
         self.complete = False
         """The answer was passed on whole, or both sides of a tunnel have ended."""
         self.head_sent = False
         """The client has got an answer head: from here on no answer of our own fits in."""
         self.tunnel = False
-        self.upstream_full = False
-        self.unreached = True
-        """No connection was there yet: the backend has seen nothing that it could have acted upon."""
-
-    @property
-    def bound(self) -> bool:
-        """Whether a connection takes the body; if not, it is kept."""
-        return self._upstream is not None
 
     def begin(self) -> bool:
         """Send the request at once, on an idle connection; False if none may take it, then ``run`` has to make one.
@@ -194,7 +138,11 @@ class Exchange:
 
     def release(self) -> None:
         """It is over: give the lease back, and cut the upstream connection if there still is one. Idempotent."""
-        self._cut_upstream()
+        self.done = True
+        if self._upstream is not None:
+            self._cut_upstream()
+        if self._recorder is not None:
+            self._recorder.drop()
         lease, self._lease = self._lease, None
         if lease is not None:
             lease.release(self.result)
@@ -206,49 +154,10 @@ class Exchange:
             self._note_cut()
             self.release()
 
-    @property
-    def _is_long(self) -> bool:
-        """A body that cannot be repeated goes to a connection that cannot be stale."""
-        most, request = self._limits.retry_body_bytes, self._request
-        return request.body.size > most or (request.head.content_length or 0) > most
-
-    async def _connected(self, *, fresh: bool) -> UpstreamConnection:
-        connection = await self._pool.acquire(fresh=fresh)
-        self.unreached = False  # from here on it may have acted upon the request
-        return connection
-
-    def _cut_upstream(self) -> None:
-        self.done = True
-        connection, self._upstream = self._upstream, None
-        if connection is not None:
-            connection.abort()
-
     def _note_cut(self) -> None:
         if not self.complete:
             self.result.error = self.result.error or self._client.cut_code
             self.result.client_gone = self.result.error is None
-
-    def send_body(self, data: bytes) -> None:
-        """Pass on a piece of the request's body, or keep it while no connection is there."""
-        body = self._request.body
-        if self._upstream is None:
-            if not self.done:
-                body.keep(data)
-            return
-        if body.kept is not None:
-            if body.size > self._limits.retry_body_bytes:
-                body.let_go()
-            else:
-                body.keep(data)
-        self._expect_deadline = _NEVER  # the client did not wait for a 100
-        self.result.bytes_up += len(data)
-        self._upstream.write(data)
-
-    def send_raw(self, data: bytes) -> None:
-        """Pass on bytes of a tunnel."""
-        if self._upstream is not None:
-            self.result.bytes_up += len(data)
-            self._upstream.write(data)
 
     def on_client_eof(self) -> None:
         """The client's half of a tunnel has ended."""
@@ -258,18 +167,10 @@ class Exchange:
         elif self._upstream is not None:
             self._upstream.write_eof()
 
-    def on_client_full(self) -> None:
-        if self._upstream is not None:
-            self._upstream.pause_reading()
-
-    def on_client_drained(self) -> None:
-        if self._upstream is not None:
-            self._upstream.resume_reading()
-
     def check(self, now: float) -> None:
         """Called by the sweep: a backend that ignores ``Expect`` would wait for a body that waits for it."""
         if now >= self._expect_deadline and not self.head_sent:
-            self._expect_deadline = _NEVER
+            self._expect_deadline = NEVER
             self._client.write(_CONTINUE)
         if self._inset is not None and now >= self._inset.deadline and not self.done:
             self._complete(reusable=False)
@@ -290,6 +191,9 @@ class Exchange:
     def on_upstream_data(self, data: bytes) -> None:
         tracker = self._tracker
         if tracker is not None:
+            if self._held or (len(data) > _LARGE_PIECE_BYTES and type(tracker) is Chunked):
+                self._hold(data)
+                return
             try:
                 end = tracker.feed(data)
             except FramingError as error:
@@ -307,8 +211,43 @@ class Exchange:
         else:
             self._on_head_bytes(data)
 
+    def _hold(self, data: bytes) -> None:
+        """Look at a large piece when it is its turn, and read nothing more until then.
+
+        In one turn of the loop uvloop takes up to 8 MiB from each socket. Where that is full of small chunks a few
+        such streams would keep everybody else waiting for seconds.
+        """
+        assert self._upstream is not None
+        if self._held:  # it was read before the pause took effect
+            self._held += data
+            return
+        self._upstream.pause_reading()
+        self._held = data
+        self._pool.turns.add(self._loop, self._take_held)
+
+    def _take_held(self) -> None:
+        data, self._held = self._held, b""
+        connection, tracker = self._upstream, self._tracker
+        if not data or connection is None or connection.exchange is not self or tracker is None:
+            return  # it was taken at the end of the connection, or the client has left
+        try:
+            end = tracker.feed(data)
+        except FramingError as error:
+            self._fail(f"sent a malformed body ({error})")
+            return
+        self._relay(data, end)
+        if connection.exchange is self and not self._client.write_paused:
+            connection.resume_reading()
+
+    def on_client_drained(self) -> None:
+        if not self._held:
+            super().on_client_drained()
+
     def on_upstream_eof(self) -> bool:
         """Returns whether our half of the connection stays open."""
+        self._take_held()
+        if self.done:
+            return False
         if self.tunnel:
             self._upstream_ended = True
             if self._client_ended or not self._has_halves:
@@ -323,43 +262,11 @@ class Exchange:
         return False
 
     def on_upstream_lost(self, exc: Exception | None) -> None:
+        self._take_held()
+        if self.done:
+            return
         reason = "reset the connection" if exc is not None else "was stopped"
         self._broken("was stopped" if self._pool.closed else reason, exc)
-
-    def on_upstream_full(self) -> None:
-        self.upstream_full = True
-        self._client.update_reading()
-
-    def on_upstream_drained(self) -> None:
-        self.upstream_full = False
-        self._client.update_reading()
-
-    def _start(self, connection: UpstreamConnection) -> None:
-        """Send what there is of the request on ``connection``; the rest follows through ``send_body``."""
-        self._upstream = connection
-        self._buffer = b""
-        self.upstream_full = False
-        connection.exchange = self
-        if self._client.write_paused:
-            connection.pause_reading()
-        head, body, pool = self._request.head, self._request.body, self._pool
-        if self._wait.stream is not None:
-            head = head.with_fields(self._wait.backend_fields(head.fields))
-        scheme = b"https" if self._client.secure else b"http"
-        hop = Hop(self.route.target, pool.authority, self._client.address, self.route.prefix, pool.keepalive, scheme)
-        data = request_head(head, hop)
-        if body.size:
-            data = b"".join((data, *(body.kept or ())))
-        if not connection.reused:
-            body.let_go()
-        if head.expects_continue and not body.size and not body.complete:
-            self._expect_deadline = self._loop.time() + self._limits.expect_timeout_s
-        self.result.bytes_up = body.size
-        if not body.complete:
-            connection.watch_answer()
-        connection.write(data)
-        if not body.complete:
-            self._client.update_reading()  # what was held back by its bound may flow now
 
     def _on_head_bytes(self, data: bytes) -> None:
         if not self._answered:
@@ -379,28 +286,60 @@ class Exchange:
             if end < 0:
                 self._buffer = data
                 return
+            raw, data = data[:end], data[end:]
+            known = self._pool.answers.find(raw) if self._is_ordinary else None
+            if known is not None:
+                self._on_known_head(known, data)
+                return
             try:
-                answer = parse_response(data[:end])
+                answer = parse_response(raw)
             except BadResponse as error:
                 self._fail(f"sent something that is not HTTP ({error})")
                 return
-            data = data[end:]
-            self._on_head(answer, data)
+            self._on_head(answer, raw, data)
             if self.done or self._tracker is not None or self.tunnel:
                 return
 
-    def _on_head(self, answer: ResponseHead, rest: bytes) -> None:
+    @property
+    def _is_ordinary(self) -> bool:
+        """The client gets what ``response_head`` makes of the answer's head alone, and its connection goes on."""
+        head, wait = self._request.head, self._wait
+        return (
+            head.keep_alive
+            and head.minor == 1
+            and self._recorder is None
+            and (wait is None or (wait.stream is None and not wait.wishes.timing))
+            and self._request.body.complete
+            and not self._client.draining
+        )
+
+    def _on_known_head(self, known: KnownAnswer, rest: bytes) -> None:
+        """An ordinary answer with a head that came before."""
+        answer = self._answer = known.answer
+        self.result.status = answer.status
+        self._expect_deadline = NEVER
+        self._request.head.drop_fields()
+        size = len(rest)
+        if size == answer.content_length and size and self._may_have_body(answer.status):
+            self.head_sent = True
+            self.result.bytes_down += size
+            self._client.write(known.sent + rest)
+            self._complete(reusable=True)
+        else:
+            self._relay_first(self._tracker_of(answer, in_events=False), rest, known.sent)
+
+    def _on_head(self, answer: ResponseHead, raw: bytes, rest: bytes) -> None:
         client, request = self._client, self._request.head
         if answer.status >= 200:
             self._answer = answer
-            self._on_final_head(answer, rest)
+            self._on_final_head(answer, raw, rest)
         elif answer.status != 101:
             if answer.status == 100:
                 # Ours may have gone out already, and clients that did not ask stumble over it.
-                waited, self._expect_deadline = self._expect_deadline, _NEVER
-                if waited == _NEVER:
+                waited, self._expect_deadline = self._expect_deadline, NEVER
+                if waited == NEVER:
                     return
-            if request.minor and self._wait.stream is None:
+            if request.minor and self._stream is None:
                 client.write(response_head(answer, self._return_hop()))
         elif request.upgrade is None:
             self._fail("switched protocols without being asked")
@@ -422,16 +361,17 @@ class Exchange:
                 client.write(rest)
             self.send_raw(early)
 
-    def _on_final_head(self, answer: ResponseHead, rest: bytes) -> None:
+    def _on_final_head(self, answer: ResponseHead, raw: bytes, rest: bytes) -> None:
         client, request = self._client, self._request
         if self._recorder is not None and not self._recorder.begin(answer):
             self._recorder = None
-        stream = self._wait.stream
+        stream = self._stream
         if stream is not None:
+            assert self._wait is not None
             self._inset = self._wait.take_over(stream, answer, self._loop.time())
         tracker = self._tracker_of(answer, in_events=stream is not None)
         self.result.status = answer.status
-        self._expect_deadline = _NEVER
+        self._expect_deadline = NEVER
         if stream is not None:
             self.head_sent = True
             client.closes = stream.closes or client.draining
@@ -445,8 +385,9 @@ class Exchange:
             or not request.body.complete  # nobody can tell where the next request would begin
         )
         connection = b"close" if client.closes else b"" if request.head.minor else b"keep-alive"
-        timing = self._timing_lines() if self._wait.wishes.timing else b""
-        sent = response_head(answer, self._return_hop(connection), timing)
+        sent = response_head(answer, self._return_hop(connection), self._timing_lines())
+        if not client.closes and self._is_ordinary and tracker is not _UNTIL_CLOSE:
+            self._pool.answers.note(raw, answer, sent)
         if self._recorder is None:  # nobody will ask for the fields again, and a stream may stay open for long
             request.head.drop_fields()
             answer.fields = []
@@ -454,11 +395,10 @@ class Exchange:
 
     def _tracker_of(self, answer: ResponseHead, *, in_events: bool) -> Tracker:
         """What finds the end of the answer's body."""
-        head = self._request.head
-        if head.method == b"HEAD" or answer.status in (204, 304):
+        if not self._may_have_body(answer.status):
             return _NO_BODY
         if answer.chunked:
-            self._unframed = in_events or not head.minor
+            self._unframed = in_events or not self._request.head.minor
             if not self._unframed and self._recorder is None:
                 return Chunked()
             self._decoder = ChunkDecoder()
@@ -467,8 +407,12 @@ class Exchange:
             return _UNTIL_CLOSE
         return Length(answer.content_length) if answer.content_length else _NO_BODY
 
+    def _may_have_body(self, status: int) -> bool:
+        return self._request.head.method != b"HEAD" and status not in (204, 304)
+
     def _timing_lines(self) -> bytes:
-        return self._wait.timing_lines(self._loop.time()) if self._wait.wishes.timing else b""
+        wait = self._wait
+        return wait.timing_lines(self._loop.time()) if wait is not None and wait.wishes.timing else b""
 
     def _return_hop(self, connection: bytes = b"") -> ReturnHop:
         route = self.route
@@ -486,6 +430,10 @@ class Exchange:
         else:
             self._straight = self._decoder is None and self._recorder is None and self._inset is None
             self._relay(data, end, head)
+            if end < 0 and self._straight and type(tracker) is Chunked:
+                # A stream, which may stay open for long, beside many others.
+                self._request.head.forget()
+                self._client.forget_head()
 
     def _relay(self, data: bytes, end: int, head: bytes = b"") -> None:
         """Pass on a piece of the answer's body, which ends at the offset ``end`` or goes on (-1)."""
@@ -532,8 +480,9 @@ class Exchange:
             self._recorder.finish(self._return_hop())
         if self._inset is not None:
             self._client.write(self._inset.finish())
-        self.complete = True
-        self._finish()
+        self.complete = self.done = True
+        self.upstream_full = False
+        self._wake()
 
     def _broken(self, what: str, exc: Exception | None = None) -> None:
         """The upstream connection ended before its answer did."""
@@ -547,6 +496,7 @@ class Exchange:
             # ended is another matter: this request may be what ended it, and must not end the next one as well.
             self._upstream = None
             connection.abort()
+            self.upstream_full = False
             self._retry = True
             self._wake()
             return

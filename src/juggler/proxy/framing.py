@@ -134,10 +134,20 @@ class Chunked:
                 if match is None:
                     self._keep(data[position:], _SIZE_LINE_START)
                     return -1
-                self._check_line(position, match.end())
-                position = match.end()
-                self._remaining = int(match[1], 16)
-                self._in_trailer = self._remaining == 0
+                start = match.end()
+                if start - position > _MAX_LINE_BYTES:
+                    self._check_line(position, start)
+                length = int(match[1], 16)
+                position = start + length
+                if length and data.startswith(b"\r\n", position):
+                    # Whole, as most are when many come at once.
+                    if self._payload is not None:
+                        self._payload.append(data[start:position])
+                    position += 2
+                    continue
+                position = start
+                self._remaining = length
+                self._in_trailer = length == 0
         return -1
 
     def _keep(self, partial: bytes, grammar: re.Pattern[bytes]) -> None:

@@ -5,10 +5,13 @@ are asked about now and then; elsewhere their end is noticed when they are read 
 """
 
 import asyncio
+import logging
 import select
 from typing import Protocol
 
 from juggler.units import SECONDS
+
+_log = logging.getLogger("juggler.proxy")
 
 EVERY_S = 0.05 * SECONDS
 """A client that has left keeps its place in the queue, or its backend busy, so much longer."""
@@ -27,6 +30,14 @@ class Unread(Protocol):
         ...
 
     def cut(self, code: str | None) -> None: ...
+
+
+def cut_in_any_case(connection: Unread, code: str | None) -> None:
+    """Cut one of many connections: a mistake that shows in the request behind it must not save all the others."""
+    try:
+        connection.cut(code)
+    except Exception:
+        _log.exception("the request of a client connection that is cut could not be ended properly")
 
 
 class HangUps:
@@ -66,6 +77,6 @@ class HangUps:
         if asked:
             for descriptor, _ in poller.poll(0):
                 self._unread.discard(asked[descriptor])
-                asked[descriptor].cut(None)
+                cut_in_any_case(asked[descriptor], None)
         if self._unread:
             self._timer = self._loop.call_later(max(EVERY_S, _EACH_S * len(self._unread)), self._look)

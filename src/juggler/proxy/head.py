@@ -6,7 +6,7 @@ and odd names are repaired, since the operator cannot fix the program; two answe
 """
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from juggler.errors import BadRequest
 from juggler.proxy.wishes import WISH_FIELDS
@@ -18,7 +18,8 @@ Field = tuple[bytes, bytes, bytes]
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 _REQUEST_LINE = re.compile(rb"(%b++) ([\x21-\x7e\x80-\xff]++) HTTP/1\.([01])\r\n" % _TOKEN)
 _FIELD_LINE = re.compile(rb"(%b++):[ \t]*+([\t\x20-\x7e\x80-\xff]*+)\r\n" % _TOKEN)
-_REPAIRED_FIELD = re.compile(rb"(([^:\r\n]++):[ \t]*+([^\r\n]*[^ \t\r\n]|)[ \t]*+\r\n)")
+_NAME = re.compile(_TOKEN + rb"++")
+_CONTROLS = re.compile(rb"[\x01-\x08\x0b-\x1f\x7f]")
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*+))?\r\n")
 _ABSOLUTE_FORM = re.compile(rb"[A-Za-z][A-Za-z0-9+.\-]*://([^/?#]*)")
 _HOST = re.compile(rb"[A-Za-z0-9.\-_~%!$&'()*+;=:\[\]]*")
@@ -73,8 +74,9 @@ class RequestHead:
     """Raw: origin form (``/path?query``), absolute form or ``*``."""
     minor: int
     """0 or 1, of ``HTTP/1.x``."""
-    lines: list[bytes]
-    """All field lines, each with its CRLF."""
+    raw: bytes
+    """The whole head as received, from the method to the empty line."""
+    _lines: list[bytes] | None = field(compare=False, repr=False)
     notable: list[Field]
     """The fields that ``NOTABLE`` names, in order."""
     places: list[int]
@@ -91,7 +93,16 @@ class RequestHead:
     expects_continue: bool
     wishes: bool = False
     """It has a field that ``wishes.parse_wishes`` reads; nearly none has."""
-    _fields: list[Field] | None = None
+    _fields: list[Field] | None = field(default=None, compare=False)
+    sent: tuple[object, object, bytes] | None = field(default=None, compare=False, repr=False)
+    """What a backend got for it last, with the route and the pool that it was written for (``proxy.exchange``)."""
+
+    @property
+    def lines(self) -> list[bytes]:
+        """All field lines, each with its CRLF."""
+        if self._lines is None:
+            self._lines = _split_lines(self.raw, self.raw.index(b"\n") + 1)
+        return self._lines
 
     @property
     def fields(self) -> list[Field]:
@@ -102,14 +113,19 @@ class RequestHead:
         return self._fields
 
     def drop_fields(self) -> None:
-        """They have been passed on: keep no more than ``notable``."""
-        self.lines, self._fields = [], None
+        """They have been passed on: keep no more than ``raw`` and ``notable``."""
+        self._lines = self._fields = None
+
+    def forget(self) -> None:
+        """It has been passed on, and will not be compared with another: keep no more than ``notable``."""
+        self.raw, self.sent = b"", None
+        self._lines, self._fields = [], None
 
     def with_fields(self, fields: list[Field]) -> "RequestHead":
         """The same head with other fields; what it says of itself stays."""
         places = [place for place, (_, name, _) in enumerate(fields) if name in NOTABLE]
         lines, notable = [line for line, _, _ in fields], [fields[place] for place in places]
-        return replace(self, lines=lines, notable=notable, places=places, _fields=fields)
+        return replace(self, _lines=lines, notable=notable, places=places, _fields=fields, sent=None)
 
 
 @dataclass(slots=True)
@@ -182,6 +198,7 @@ def parse_request(raw: bytes) -> RequestHead:
         method,
         target,
         minor,
+        raw,
         lines,
         notable,
         places,
@@ -218,8 +235,9 @@ def parse_response(raw: bytes) -> ResponseHead:
         line = _STATUS_LINE.match(raw)
         if line is None:
             raise BadResponse("no HTTP/1.x status line")
-        fields = [(whole, name.lower(), value) for whole, name, value in _REPAIRED_FIELD.findall(raw, line.end())]
+        fields = _read_fields(raw, line.end())
     assert line is not None
+    assert fields is not None
     specials = _specials(fields, _RESPONSE_SPECIALS)
     minor = 1 if line[1] == b"1" else 0
     content_length, chunked = _response_framing(specials)
@@ -249,7 +267,7 @@ def _notable_fields(raw: bytes, start: int) -> tuple[list[bytes], list[Field], l
     Raises:
         BadRequest: Anything there is not exactly a field.
     """
-    lines = raw[start:-2].splitlines(keepends=True)
+    lines = _split_lines(raw, start)
     notable: list[Field] = []
     places: list[int] = []
     plain = bytes(map(_plain_lines.__contains__, lines))  # a byte for each line: searching it is quicker than a loop
@@ -267,11 +285,16 @@ def _notable_fields(raw: bytes, start: int) -> tuple[list[bytes], list[Field], l
     return lines, notable, places
 
 
+def _split_lines(raw: bytes, start: int) -> list[bytes]:
+    """The lines of a head from the offset ``start`` on, each with its line end, but for the empty one."""
+    return raw[start:-2].splitlines(keepends=True)
+
+
 def _read_fields(raw: bytes, start: int) -> list[Field] | None:
     """The fields of a head from the offset ``start`` on; None if anything there is not exactly one of them."""
     known = _known_lines.get
     try:
-        return [known(line) or _read_field(line) for line in raw[start:-2].splitlines(keepends=True)]
+        return [known(line) or _read_field(line) for line in _split_lines(raw, start)]
     except _NoField:
         return None
 
@@ -379,7 +402,10 @@ def _request_line_error(raw: bytes) -> BadRequest:
 
 
 def _repair_response(raw: bytes) -> bytes:
-    """The head as it should have been sent: CRLF line ends, no folding, no blanks before a colon."""
+    """The head as it should have been sent: CRLF line ends, no folding, no blanks before a colon, no control bytes.
+
+    Fields with a name that is none are left out, as Go's servers do: clients would refuse the whole answer.
+    """
     lines: list[bytes] = []
     for raw_line in raw.strip(b"\r\n").split(b"\n"):
         line = raw_line.removesuffix(b"\r")
@@ -387,12 +413,14 @@ def _repair_response(raw: bytes) -> bytes:
             raise BadResponse("control characters in the head")
         if line[:1] in (b" ", b"\t") and len(lines) > 1:
             lines[-1] += b" " + line.strip(b" \t")  # obs-fold, RFC 9112 5.2
-            continue
-        if lines:
-            name, colon, value = line.partition(b":")
-            name = name.strip(b" \t")
-            if not colon or not name:
-                raise BadResponse("a header line without a name")
-            line = name + b":" + value
-        lines.append(line)
-    return b"\r\n".join(lines) + _HEAD_END
+        else:
+            lines.append(line)
+    repaired = lines[:1]
+    for line in lines[1:]:
+        name, colon, value = line.partition(b":")
+        name = name.strip(b" \t")
+        if not colon or not name:
+            raise BadResponse("a header line without a name")
+        if _NAME.fullmatch(name) is not None:
+            repaired.append(name + b":" + _CONTROLS.sub(b" ", value))  # RFC 9110 5.5
+    return b"\r\n".join(repaired) + _HEAD_END

@@ -13,7 +13,7 @@ from juggler.proxy.client import ClientConnection
 from juggler.proxy.contract import Gateway
 from juggler.proxy.crowd import Crowd
 from juggler.proxy.handshakes import Handshakes
-from juggler.proxy.hangup import HangUps
+from juggler.proxy.hangup import HangUps, cut_in_any_case
 from juggler.proxy.limits import Limits
 from juggler.proxy.replies import Replies
 from juggler.proxy.tls import Certificate, server_options
@@ -67,13 +67,16 @@ class Listener:
         """No further request is accepted on any connection."""
         self.addresses: list[tuple[str, int]] = []
         """Where it listens: numeric host and port."""
+        self._left: list[tuple[str, int]] = []
+        """Where it listened until it was paused."""
         self.connections: set[ClientConnection] = set()
         self._crowd = Crowd(limits)
         self._hang_ups = HangUps()
         self._servers: list[asyncio.Server] = []
         self._loop = asyncio.get_running_loop()
         self._sweep_timer: asyncio.Handle | None = None
-        self._emptied: asyncio.Future[None] | None = None
+        self._empty = asyncio.Event()
+        self._empty.set()
 
     async def bind(self, host: str, port: int) -> None:
         """Open one more socket; its address is appended to ``addresses``.
@@ -81,6 +84,7 @@ class Listener:
         Raises:
             OSError: The address is taken or not ours; the text names it.
         """
+        server: asyncio.Server | None = None
         try:
             server = await self._loop.create_server(
                 lambda: ClientConnection(self),
@@ -96,15 +100,39 @@ class Listener:
                     self._handshakes.accept_on(one, _BACKLOG)
                 else:
                     _lengthen_backlog(one)
-        except OSError as error:
+                _probe_silent_peers(one)
+        except (OSError, UnicodeError) as error:
+            if server is not None:
+                server.close()
             shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            reason = os.strerror(error.errno) if error.errno else str(error)
-            raise OSError(error.errno, f"cannot listen on {shown}: {reason}") from error
+            raise OSError(getattr(error, "errno", None), f"cannot listen on {shown}: {_reason(error)}") from error
         self._servers.append(server)
         for one in server.sockets:
-            _probe_silent_peers(one)
             name = one.getsockname()
             self.addresses.append((name[0], name[1]))
+
+    def change(self, limits: Limits) -> None:
+        """Other bounds from now on, also for the connections there are."""
+        self.limits = limits
+        self._crowd.change(limits)
+        for connection in self.connections:
+            connection.bound_by(limits)
+
+    def pause(self) -> None:
+        """Leave the addresses, for now or for good; connections go on."""
+        self._stop_accepting()
+        self._left += self.addresses
+        self.addresses = []
+
+    async def resume(self) -> None:
+        """Take the addresses back that ``pause`` has left.
+
+        Raises:
+            OSError: As for ``bind``; it may be tried again.
+        """
+        while self._left:
+            await self.bind(*self._left[0])
+            del self._left[0]
 
     async def close(self, drain_s: float) -> None:
         """Accept nothing more, let running exchanges finish for up to ``drain_s`` seconds, then cut them. Idempotent.
@@ -121,6 +149,8 @@ class Listener:
             self.abort()
         # An aborted connection is reported lost in the next turns of the loop.
         await self._wait_until_empty(1.0)
+        if self._handshakes is not None:
+            await self._handshakes.stopped()
 
     def abort(self) -> None:
         """Accept nothing more and cut every connection now."""
@@ -129,11 +159,12 @@ class Listener:
         if self._handshakes is not None:
             self._handshakes.abort()
         for connection in list(self.connections):
-            connection.cut("shutting_down")
+            cut_in_any_case(connection, "shutting_down")
 
     def opened(self, connection: ClientConnection) -> JugglerError | None:
         """A connection reports in; an error means it is one too many."""
         self.connections.add(connection)
+        self._empty.clear()
         if self._sweep_timer is None:
             self._sweep_timer = self._loop.call_later(self.limits.sweep_interval_s, self._sweep)
         refusal = self._crowd.come(connection)
@@ -150,8 +181,7 @@ class Listener:
             if self._sweep_timer is not None:
                 self._sweep_timer.cancel()
                 self._sweep_timer = None
-            if self._emptied is not None and not self._emptied.done():
-                self._emptied.set_result(None)
+            self._empty.set()
 
     def unread(self, connection: ClientConnection) -> None:
         """A connection is not being read for now; somebody else has to notice its end."""
@@ -165,12 +195,9 @@ class Listener:
             self._handshakes.stop_accepting()
 
     async def _wait_until_empty(self, timeout_s: float) -> None:
-        if self.connections:
-            self._emptied = self._loop.create_future()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(timeout_s):
-                    await self._emptied
-            self._emptied = None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._empty.wait()
 
     def _sweep(self) -> None:
         """The only timer of all connections; runs while there are any."""
@@ -180,18 +207,29 @@ class Listener:
         """A sweep, or what is left of one: as many connections as fit into one turn of the loop."""
         now = self._loop.time()
         for connection in rest:
+            if connection not in self.connections:
+                continue  # it ended while others were looked at
             try:
                 connection.check(now)
             except Exception:
                 # A bug here must not stop the clock of all the others.
                 _log.exception("a client connection could not be looked at; it is cut")
-                connection.cut(JugglerError.code)
+                cut_in_any_case(connection, JugglerError.code)
             if self._loop.time() - now > _TURN_S:
                 self._sweep_timer = self._loop.call_soon(self._look_at, rest)
                 return
         self._sweep_timer = None
         if self.connections:
             self._sweep_timer = self._loop.call_later(self.limits.sweep_interval_s, self._sweep)
+
+
+def _reason(error: OSError | UnicodeError) -> str:
+    """Why an address cannot be listened on; the event loops' own texts name it once more."""
+    if isinstance(error, UnicodeError):
+        return "this is no name of a machine"
+    if isinstance(error, socket.gaierror) or not error.errno:
+        return error.strerror or str(error)  # its numbers are none of the system's
+    return os.strerror(error.errno)
 
 
 def _lengthen_backlog(listening: socket.socket) -> None:
@@ -235,15 +273,18 @@ async def start_listener(
         OSError: The address is taken or not ours; the text names it.
     """
     listener = Listener(gateway, limits or Limits(), replies, certificate)
-    if host != "localhost":
-        await listener.bind(host, port)
-        return listener
-    await listener.bind("127.0.0.1", port)
     try:
-        await listener.bind("::1", listener.addresses[0][1])
-    except OSError as error:
-        # Not every machine has IPv6, but somebody else on our port would get half of our clients.
-        if error.errno not in _NO_IPV6:
-            listener.abort()
-            raise
+        if host != "localhost":
+            await listener.bind(host, port)
+            return listener
+        await listener.bind("127.0.0.1", port)
+        try:
+            await listener.bind("::1", listener.addresses[0][1])
+        except OSError as error:
+            # Not every machine has IPv6, but somebody else on our port would get half of our clients.
+            if error.errno not in _NO_IPV6:
+                raise
+    except BaseException:
+        await listener.close(0)
+        raise
     return listener

@@ -5,15 +5,13 @@ Pure.
 
 from typing import NamedTuple
 
-from juggler.errors import BackendError, JugglerError, NotReady, UpstreamError
+from juggler.errors import JugglerError
 from juggler.proxy.body import Request
 from juggler.proxy.contract import LocalResponse, Route
+from juggler.proxy.questions import UNABLE
 from juggler.proxy.replies import Replies
 from juggler.proxy.responses import error_response, local_response
 from juggler.proxy.waiting_room import Wait
-
-_UNABLE = (NotReady, BackendError, UpstreamError)
-"""The backend cannot answer now; not among them are refusals of the request and a juggler that goes down."""
 
 
 class OwnAnswer(NamedTuple):
@@ -54,8 +52,8 @@ def own_answer(
     added = wait.timing(now) if wait is not None else []
     if isinstance(said, LocalResponse):
         return OwnAnswer(local_response(said, head_only=head_only, close=closes, added=added), closes)
-    if isinstance(said, _UNABLE) and route is not None and route.cacheable:
-        reply = replies.find(route, head)
+    if isinstance(said, UNABLE) and route is not None and route.cacheable:
+        reply = replies.find(route, head, request.body)
         if reply is not None:
             message = reply.message(replies.clock(), head_only=head_only, close=closes, added=added)
             return OwnAnswer(message, closes)

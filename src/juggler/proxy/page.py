@@ -1,8 +1,11 @@
 """Pages for people whose browser opened an endpoint that cannot show its own yet. Pure.
 
-One document without script, picture or anything from elsewhere; its style is allowed by its digest, everything else
-is forbidden to it. The page of a wait loads itself again until the backend's own page comes in its place. What names
-and texts hold, they show, and nothing else.
+One document without picture or anything from elsewhere; its style and its one line of script are allowed by their
+digests, everything else is forbidden to it. The page of a wait loads itself again until the backend's own page comes
+in its place. What names and texts hold, they show, and nothing else.
+
+The script is for addresses with a fragment (``/#workflow``): to "refresh" those, browsers scroll to the fragment
+and load nothing (WHATWG HTML, navigate; seen in Chromium 150). Where scripts do not run, the refresh has to do.
 """
 
 import base64
@@ -30,16 +33,24 @@ _STYLE = (
     "pre{overflow:auto;max-height:50vh;padding:1rem;border:1px solid;border-radius:.5rem;font-size:.8125rem;"
     "white-space:pre-wrap}"
 )
-_DIGEST = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
-_POLICY = f"default-src 'none'; style-src 'sha256-{_DIGEST}'; img-src data:; base-uri 'none'; form-action 'none'"
+_SCRIPT = f"setTimeout(()=>location.reload(),{REFRESH_S}000)"
+
+
+def _source(text: str) -> str:
+    """What allows exactly this style or script (Content Security Policy Level 3, 2.3.1)."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+_POLICY = (
+    f"default-src 'none'; style-src {_source(_STYLE)}; script-src {_source(_SCRIPT)}; img-src data:; "
+    "base-uri 'none'; form-action 'none'"
+)
 
 PAGE_TYPE = "text/html; charset=utf-8"
-PAGE_FIELDS = (
-    ("Cache-Control", "no-store"),
-    ("Content-Security-Policy", _POLICY),
-    ("X-Content-Type-Options", "nosniff"),
-)
-"""Further fields of every page."""
+PLAIN_FIELDS = (("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff"))
+"""Further fields of every answer of our own to a client of a backend."""
+PAGE_POLICY = ("Content-Security-Policy", _POLICY)
+"""One more of every page."""
 
 
 def waiting_page(name: str, why: str, expected_s: float, waited_s: float) -> LocalResponse:
@@ -58,11 +69,11 @@ def waiting_page(name: str, why: str, expected_s: float, waited_s: float) -> Loc
     bar = _bar(waited_s, expected_s) if known else ""
     body = (
         f"<h1>{shown} is being loaded</h1>{told}{bar}"
-        f"<p>{more} This page asks again every {REFRESH_S} seconds, and {shown} appears here when it is ready.</p>"
+        f"<p>{more} This page asks again by itself, and {shown} appears here when it is ready.</p>"
         f'<p class="small">It has waited for {format_duration(round(waited_s))} so far. <a href="">Ask now</a></p>'
     )
     seconds = min(max(1, math.ceil(expected_s)), _RETRY_AFTER_MOST_S) if known else _RETRY_AFTER_MOST_S
-    fields = (("X-Juggler", "waiting"), ("Retry-After", str(seconds)), *PAGE_FIELDS)
+    fields = (("X-Juggler", "waiting"), ("Retry-After", str(seconds)), *PLAIN_FIELDS, PAGE_POLICY)
     return LocalResponse(503, _document(f"{name} is being loaded", body, refreshes=True), PAGE_TYPE, fields)
 
 
@@ -88,9 +99,9 @@ def error_page(error: JugglerError) -> bytes:
 
 
 def _document(title: str, body: str, *, refreshes: bool) -> bytes:
-    again = f'<meta http-equiv="refresh" content="{REFRESH_S}">' if refreshes else ""
+    again = f'<script>{_SCRIPT}</script><noscript><meta http-equiv="refresh" content="{REFRESH_S}"></noscript>'
     text = (
-        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">{again}'
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">{again if refreshes else ""}'
         '<meta name="viewport" content="width=device-width,initial-scale=1"><meta name="robots" content="noindex">'
         f'<link rel="icon" href="data:,"><title>{_plain(title)}</title><style>{_STYLE}</style></head>'
         f"<body><main>{body}</main></body></html>\n"

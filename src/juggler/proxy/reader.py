@@ -46,8 +46,6 @@ def reader_of(method: bytes, fields: Iterable[tuple[bytes, bytes]]) -> Reader:
             from_script = True
         elif lowered.startswith(b"sec-fetch-"):
             said[lowered] = value.lower()
-    if not accepted:
-        return Reader.PROGRAM
     weights = _weights(b",".join(accepted))
     best = max(weights, key=lambda kind: weights[kind], default=b"")  # the first of the best
     if method == b"GET" and best in _HTML and not from_script and _may_navigate(said):
@@ -55,6 +53,14 @@ def reader_of(method: bytes, fields: Iterable[tuple[bytes, bytes]]) -> Reader:
     text = max(weights.get(kind, 0.0) for kind in _TEXT)
     json = next((weights[kind] for kind in _JSON if kind in weights), 0.0)
     return Reader.TEXT if text > json else Reader.PROGRAM
+
+
+def is_prefetch(fields: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether a browser asks only in case its user goes there: while an address is being typed, say.
+
+    ``Sec-Purpose: prefetch``, also with ``;prerender`` behind it (Fetch 2.2.7); it has the fields of a navigation.
+    """
+    return any(name.lower() == b"sec-purpose" and value.lower().startswith(b"prefetch") for name, value in fields)
 
 
 def _may_navigate(said: dict[bytes, bytes]) -> bool:

@@ -4,10 +4,11 @@ Clients poll: lists of models, versions, options, the files of a web UI. None of
 many of them forget what they showed. So the last good answer to the same question stands in, and says so with ``Age``
 and ``X-Juggler: cached`` (clients.md section 4.3). While the backend is up it is always asked.
 
-A reply is kept for the same question only: endpoint, target, and every field of the request that is not known to
-have no say in the answer. So credentials of any kind, names that a login proxy adds, ``Accept-Encoding``, foreign
-origins and the address the client used all keep their replies apart, also those nobody here has heard of; at worst a
-reply is not found. The keys hold a digest, not the credentials.
+A reply is kept for the same question only: endpoint, target, the body of a POST that only asks (ollama's
+``/api/show``), and every field of the request that is not known to have no say in the answer. So credentials of any
+kind, names that a login proxy adds, ``Accept-Encoding``, foreign origins and the address the client used all keep
+their replies apart, also those nobody here has heard of; at worst a reply is not found. The keys hold a digest, not
+the credentials.
 
 Unlike a cache on the way (RFC 9111) this one speaks for the origin: ``no-cache`` and ages do not count, ``no-store``
 and ``private`` do; but ``no-store`` does not where a program says so of everything (koboldcpp).
@@ -19,10 +20,11 @@ import hashlib
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from juggler.ids import EndpointId
+from juggler.proxy.body import RequestBody
 from juggler.proxy.contract import Route
 from juggler.proxy.head import Field, RequestHead, ResponseHead
 from juggler.proxy.headers import ReturnHop, end_to_end_fields
@@ -33,10 +35,13 @@ REPLY_BYTES_MAX = 8 * MIB
 """Longer bodies are not kept: what clients poll is shorter, and pictures or large scripts would crowd it out."""
 
 TOTAL_BYTES_MAX = 32 * MIB
-"""Of all replies, their fields included; the least recently used go first."""
+"""Of all replies, their fields included; the least recently used go first. As much again of answers on their way."""
 
 REPLIES_MAX = 4096
 """Bounds what many small replies take besides their bytes."""
+
+QUESTION_BYTES_MAX = 16 * 1024
+"""Longer bodies of requests are no questions whose answers are kept; a name takes a hundred bytes."""
 
 _OVERHEAD_BYTES = 512
 """Counted for each reply: its key and objects."""
@@ -100,8 +105,8 @@ _REFUSED = frozenset((401, 403, 404, 410))
 
 _ENDLESS_TYPES = (b"text/event-stream", b"multipart/x-mixed-replace")
 
-ReplyKey = tuple[EndpointId, bytes, bytes]
-"""Endpoint, target as the backend gets it, digest of the request's fields that count."""
+ReplyKey = tuple[EndpointId, bytes]
+"""Endpoint, and a digest of the target as the backend gets it, the request's fields that count, and its body."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +123,8 @@ class Reply:
     """How old it was already, if a cache between the backend and us said so."""
     source: bytes = b"cached"
     """Told in ``X-Juggler``."""
+    of_question: bool = False
+    """It was the answer to a POST, not the state of a resource that clients look at again and again."""
 
     @property
     def size_bytes(self) -> int:
@@ -166,6 +173,8 @@ class Replies:
         self.reply_bytes = reply_bytes
         self.clock = clock
         self.size_bytes = 0
+        self.copying_bytes = 0
+        """Of answers that are on their way and may become replies."""
         self._total_bytes = total_bytes
         self._count = count
         self._replies: OrderedDict[ReplyKey, Reply] = OrderedDict()
@@ -175,9 +184,15 @@ class Replies:
     def __len__(self) -> int:
         return len(self._replies)
 
-    def key(self, route: Route, head: RequestHead) -> ReplyKey:
-        """What a reply must have been the answer to."""
-        counting = []
+    def key(self, route: Route, head: RequestHead, question: bytes = b"") -> ReplyKey:
+        """What a reply must have been the answer to.
+
+        Args:
+            route: Where the request goes.
+            head: Its head.
+            question: Its body, byte for byte: what else means the same is for the backend to know.
+        """
+        counting: list[bytes] = []
         for _, name, value in head.fields:
             lowered = name.lower()
             if lowered in _NO_SAY or lowered.startswith(_NO_SAY_PREFIXES):
@@ -185,17 +200,20 @@ class Replies:
             if lowered != b"sec-fetch-site" or value.lower() not in _OWN_SITES:
                 counting.append(b"%b:%b" % (lowered, value))
         counting.sort()
-        digest = hashlib.blake2b(b"\n".join(counting), key=self._secret, digest_size=16)  # no field holds a line end
-        return route.endpoint, route.target, digest.digest()
+        if head.method == b"POST":
+            counting += [b"", question]  # no field is empty or holds a line end
+        digest = hashlib.blake2b(b"\n".join([route.target, *counting]), key=self._secret, digest_size=16)
+        return route.endpoint, digest.digest()
 
-    def find(self, route: Route, head: RequestHead) -> Reply | None:
+    def find(self, route: Route, head: RequestHead, body: RequestBody | None = None) -> Reply | None:
         """The last good reply to the same question, if the request is one that it may answer.
 
         Where there is none, what such a program answers whatever it holds, if that is known (``Route.placeholder``).
         """
-        if not _is_plain(route, head):
+        question = _question(route, head, body)
+        if question is None:
             return None
-        key = self.key(route, head)
+        key = self.key(route, head, question)
         reply = self._replies.get(key)
         if reply is not None:
             self._replies.move_to_end(key)
@@ -215,37 +233,67 @@ class Replies:
             _, oldest = self._replies.popitem(last=False)
             self.size_bytes -= oldest.size_bytes
 
+    def forget_endpoints(self, endpoints: Collection[EndpointId]) -> None:
+        """Drop all replies of endpoints whose backend is another one from now on."""
+        for key in [key for key in self._replies if key[0] in endpoints]:
+            self.forget(key)
+
+    def copy_more(self, size: int) -> bool:
+        """Whether so many bytes more may be copied; they are counted."""
+        if self.copying_bytes + size > self._total_bytes:
+            return False
+        self.copying_bytes += size
+        return True
+
     def forget(self, key: ReplyKey) -> None:
         """Drop a reply, if there is one."""
         reply = self._replies.pop(key, None)
         if reply is not None:
             self.size_bytes -= reply.size_bytes
 
-    def recorder(self, route: Route, head: RequestHead) -> "Recorder | None":
-        """For an exchange about to begin: what keeps its answer, if that may be kept."""
-        if head.method != b"GET" or not _is_plain(route, head):
+    def forget_questions(self) -> None:
+        """Drop the replies to all POSTs, of every endpoint: several may lead to the server that has changed."""
+        for key in [key for key, reply in self._replies.items() if reply.of_question]:
+            self.forget(key)
+
+    def recorder(self, route: Route, head: RequestHead, body: RequestBody | None = None) -> "Recorder | None":
+        """For an exchange about to begin: what keeps its answer if that may be kept, or heeds what it changes."""
+        if route.changes:
+            return Recorder(self, route, head)
+        if head.method == b"HEAD" or not _may_be_asked(route, head):
             return None
-        return Recorder(self, route, head)
+        if head.method == b"POST":
+            if body is None:
+                return None
+            body.keep_copy()
+        return Recorder(self, route, head, body)
 
 
 class Recorder:
     """Takes a copy of one answer as it passes."""
 
-    __slots__ = ("_answer", "_head", "_pieces", "_replies", "_room", "_route")
+    __slots__ = ("_answer", "_body", "_copied", "_head", "_pieces", "_replies", "_room", "_route")
 
-    def __init__(self, replies: Replies, route: Route, head: RequestHead) -> None:
+    def __init__(self, replies: Replies, route: Route, head: RequestHead, body: RequestBody | None = None) -> None:
         self._replies = replies
+        self._body = body
         self._route = route
         self._head = head
         self._answer: ResponseHead | None = None
         self._pieces: list[bytes] = []
+        self._copied = 0  # bytes in them
         self._room = replies.reply_bytes
 
     def begin(self, answer: ResponseHead) -> bool:
         """The answer's head has come. False: it is not kept, and nothing more is to be told."""
+        if self._route.changes:
+            if answer.status < 300:
+                self._replies.forget_questions()
+            return False
         if answer.status != 200 or not _may_be_kept(answer.fields, self._route.no_store_everywhere):
-            if answer.status == 200 or answer.status in _REFUSED:
-                self._replies.forget(self._replies.key(self._route, self._head))
+            key = self._key()
+            if key is not None and (answer.status == 200 or answer.status in _REFUSED):
+                self._replies.forget(key)
             return False
         # An answer that ends with its connection cannot be told from one that was cut off.
         framed = answer.chunked or (answer.content_length is not None and answer.content_length <= self._room)
@@ -255,13 +303,23 @@ class Recorder:
         return True
 
     def take(self, payload: bytes) -> bool:
-        """A piece of the body, without chunks. False: it has become too long, and nothing more is to be told."""
+        """A piece of the body, without chunks. False: it has become too long, and nothing more is to be told.
+
+        So it has where too much is being copied at the same time: slow readers may be many.
+        """
         self._room -= len(payload)
-        if self._room < 0:
-            self._pieces.clear()
+        if self._room < 0 or not self._replies.copy_more(len(payload)):
+            self.drop()
             return False
+        self._copied += len(payload)
         self._pieces.append(payload)
         return True
+
+    def drop(self) -> None:
+        """Nothing of it is needed any more. Idempotent."""
+        self._replies.copying_bytes -= self._copied
+        self._copied = 0
+        self._pieces.clear()
 
     def finish(self, hop: ReturnHop) -> None:
         """The answer was whole.
@@ -272,14 +330,35 @@ class Recorder:
         answer = self._answer
         assert answer is not None
         reply = Reply(
-            end_to_end_fields(answer, hop), b"".join(self._pieces), self._replies.clock(), _age_s(answer.fields)
+            end_to_end_fields(answer, hop),
+            b"".join(self._pieces),
+            self._replies.clock(),
+            _age_s(answer.fields),
+            of_question=self._head.method == b"POST",
         )
-        self._replies.store(self._replies.key(self._route, self._head), reply)
+        self.drop()
+        key = self._key()
+        if key is not None:  # it was not answered before it was asked
+            self._replies.store(key, reply)
+
+    def _key(self) -> ReplyKey | None:
+        question = _question(self._route, self._head, self._body)
+        return self._replies.key(self._route, self._head, question) if question is not None else None
 
 
-def _is_plain(route: Route, head: RequestHead) -> bool:
-    """Whether target and fields are all there is to the request."""
-    return route.cacheable and head.upgrade is None and not head.chunked and not head.content_length
+def _may_be_asked(route: Route, head: RequestHead) -> bool:
+    """Whether target and fields, of a POST the body too, are all there is to the request."""
+    most = QUESTION_BYTES_MAX if head.method == b"POST" else 0
+    return route.cacheable and head.upgrade is None and not head.chunked and (head.content_length or 0) <= most
+
+
+def _question(route: Route, head: RequestHead, body: RequestBody | None) -> bytes | None:
+    """The body of a request that a reply may answer, empty for a GET; None: no reply may."""
+    if not _may_be_asked(route, head):
+        return None
+    if head.method != b"POST":
+        return b""
+    return body.whole if body is not None else None
 
 
 def _has_field(fields: Iterable[Field], wanted: bytes) -> bool:

@@ -9,7 +9,7 @@ from http.client import responses as _reasons
 from juggler.errors import JugglerError
 from juggler.proxy.contract import LocalResponse, Route
 from juggler.proxy.head import RequestHead
-from juggler.proxy.page import PAGE_FIELDS, PAGE_TYPE, error_page
+from juggler.proxy.page import PAGE_POLICY, PAGE_TYPE, PLAIN_FIELDS, error_page
 from juggler.proxy.reader import Reader, reader_of
 from juggler.proxy.shapes import error_body, error_text, retry_after_s
 from juggler.routing.apis import api_of
@@ -32,7 +32,8 @@ def error_response(
         close: The connection closes after this answer.
         added: Further fields, name and value.
     """
-    fields = [("X-Juggler", "error"), *added]
+    # Whom it was made for depends on more fields than Vary could name, and a 404 may be kept unasked (RFC 9110 15.1).
+    fields = [("X-Juggler", "error"), *added, *PLAIN_FIELDS]
     after_s = retry_after_s(error)
     if after_s is not None:
         fields.append(("Retry-After", str(math.ceil(after_s))))  # whole seconds (RFC 9110 10.2.3)
@@ -44,10 +45,9 @@ def error_response(
         reader = reader_of(head.method, ((name, value) for _, name, value in head.fields))
     if reader is Reader.PAGE:
         kind, body = PAGE_TYPE, error_page(error)
-        fields += PAGE_FIELDS
+        fields.append(PAGE_POLICY)
     elif reader is Reader.TEXT:
         kind, body = "text/plain; charset=utf-8", error_text(error).encode("utf-8", "replace")
-        fields.append(("X-Content-Type-Options", "nosniff"))
     else:
         target = route.target if route is not None else head.target if head is not None else b"/"
         api = api_of(target.partition(b"?")[0], route.api if route is not None else None)

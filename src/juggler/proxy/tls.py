@@ -28,6 +28,8 @@ GOODBYE_S = 1 * SECONDS
 """For a client to say that it has seen the end of the connection. Libraries that do not look at idle connections
 never do, and nobody needs to know."""
 
+_SECOND_LOOK_S = 0.05 * SECONDS
+
 
 class Certificate:
     """What a listener proves itself with. Belongs to the loop's thread.
@@ -57,13 +59,23 @@ class Certificate:
     def _on_hello(self, connection: ssl.SSLObject | ssl.SSLSocket, name: str | None, context: ssl.SSLContext) -> None:
         """A client begins a handshake; called whether it names a server or not."""
         if self._current is not context:
-            connection.context = self._current
+            connection.context = self._current  # whose own callback is not asked any more
+
+    def take_over(self, fresh: "Certificate") -> None:
+        """From now on prove ourselves with another pair of files; connections keep what they began with."""
+        self._cert, self._key = fresh._cert, fresh._key
+        self._state, self._current = fresh._state, fresh._current
+        self._failed = self._told = None
 
     async def watch(self) -> None:
         """Look at the files from time to time, until cancelled."""
         while True:
             await asyncio.sleep(self._look_every_s)
-            await self.look()
+            try:
+                await self.look()
+            except Exception:
+                # A thread that cannot be had, or a mistake of ours: no reason to stop serving.
+                _log.exception("the certificate in %s could not be looked at", self._cert)
 
     async def look(self) -> None:
         """Take a new pair if there is one; a pair that cannot be used is logged once, and the old one kept."""
@@ -108,15 +120,25 @@ def server_options(certificate: Certificate | None, shutdown_limit_s: float) -> 
     }
 
 
+def cut_if_all_is_sent(transport: asyncio.Transport) -> None:
+    """Abort a connection that was closed, soon and if nothing that was written would get lost by that."""
+    if has_sent_all(transport):
+        # The client may have made room a moment ago, and the loop not yet have used it: it does before the second look.
+        asyncio.get_running_loop().call_later(
+            _SECOND_LOOK_S, lambda: transport.abort() if has_sent_all(transport) else None
+        )
+
+
 def has_sent_all(transport: asyncio.Transport) -> bool:
     """Whether everything written has reached the kernel, which sends it even after an abort.
 
     A TLS transport does not count what the one below it holds. That one holds something only while the socket takes
-    no more.
+    no more, and until the loop has found out that it does again.
     """
     if transport.get_write_buffer_size():
         return False
-    descriptor = transport.get_extra_info("socket").fileno()
+    taken = transport.get_extra_info("socket")
+    descriptor = taken.fileno() if taken is not None else -1
     if descriptor < 0 or os.name != "posix":
         return True
     poller = select.poll()

@@ -7,7 +7,9 @@ import socket
 from typing import TYPE_CHECKING, cast
 
 from juggler.errors import ConnectFailed, UpstreamClosed
+from juggler.proxy.answers import AnswerHeads
 from juggler.proxy.connection import reset_when_closed
+from juggler.proxy.turns import Turns
 from juggler.tls import ServerTls, client_context, explain
 from juggler.units import KIB, SECONDS
 
@@ -198,6 +200,10 @@ class UpstreamPool:
         authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self.authority = (tls.authority if tls is not None else authority).encode("latin-1")
         """``host:port`` for the Host field."""
+        self.turns = Turns()
+        """Large pieces of its answers wait here for their turn."""
+        self.answers = AnswerHeads()
+        """Heads of its answers, to be recognised."""
         self.idle: dict[UpstreamConnection, None] = {}
         """In order of return: the last one is the most likely to be alive."""
         self.active: set[UpstreamConnection] = set()

@@ -13,6 +13,7 @@ from juggler.errors import BlockedRoute, RoutingError
 from juggler.ids import EndpointId
 from juggler.proxy.contract import Route
 from juggler.routing.apis import Api
+from juggler.routing.stand_in import StandIn
 from juggler.routing.target import parse_target
 from juggler.routing.traffic import TrafficClass, TrafficTable
 
@@ -39,6 +40,8 @@ class Entry:
     traffic: TrafficTable
     api: Api | None = None
     """In whose shape errors are told; None: the path of a request tells."""
+    stand_in: StandIn | None = None
+    """Who answers for the backend while it is not up, if anybody can."""
 
 
 class RoutingTable:
@@ -81,7 +84,7 @@ class RoutingTable:
         path = parsed.path
         if entry.strip_prefix and prefix:
             path = path[len(prefix) :] or b"/"
-        traffic, volatile = entry.traffic.decide(method, path)
+        traffic, volatile, question, changes, light_if = entry.traffic.decide(method, path)
         if traffic is TrafficClass.BLOCKED:
             shown = f"{method.decode('latin-1')} {path.decode('latin-1')}"
             raise BlockedRoute(
@@ -97,10 +100,15 @@ class RoutingTable:
             traffic=traffic,
             prefix=prefix if entry.strip_prefix else b"",
             bare=entry.strip_prefix and bool(prefix) and parsed.path == prefix,
-            cacheable=traffic is TrafficClass.LIGHT and not volatile and method in _CACHEABLE_METHODS,
+            cacheable=traffic is TrafficClass.LIGHT
+            and not volatile
+            and (method in _CACHEABLE_METHODS or (question and method == b"POST")),
             no_store_everywhere=entry.traffic.no_store_everywhere,
             api=entry.api,
             placeholder=entry.traffic.placeholders.get(path),
+            changes=changes,
+            light_if=light_if,
+            stand_in=entry.stand_in if entry.stand_in is not None and entry.stand_in.knows(method, path) else None,
         )
 
     def _find(self, path: bytes) -> tuple[int | None, bytes]:

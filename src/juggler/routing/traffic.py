@@ -5,7 +5,7 @@ The tables themselves belong to the backends (``juggler.backends``); the rules f
 
 import enum
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
@@ -52,6 +52,13 @@ class TrafficRule:
     traffic: TrafficClass
     volatile: bool = False
     """Of light routes: the answer is about this very moment (progress, queues); an older one would be a lie."""
+    question: bool = False
+    """Of light routes: a POST that only asks, by its body; the same body gets the same answer, as a GET would."""
+    changes: bool = False
+    """Of light routes: what it does changes what questions are answered with (a model is replaced or removed)."""
+    light_if: Callable[[bytes], bool] | None = None
+    """Of work: whether this body makes the request light after all (an order to unload is no reason to load). Bodies
+    of up to ``LOOK_BYTES_MAX`` are looked into."""
 
 
 class Verdict(NamedTuple):
@@ -59,8 +66,14 @@ class Verdict(NamedTuple):
 
     traffic: TrafficClass
     volatile: bool = False
-    """As in ``TrafficRule``."""
+    """As in ``TrafficRule``; so are the others."""
+    question: bool = False
+    changes: bool = False
+    light_if: Callable[[bytes], bool] | None = None
 
+
+LOOK_BYTES_MAX = 4096
+"""Bodies that ``light_if`` is asked about; the orders it looks for take a hundred bytes."""
 
 _KNOWN_LIMIT = 1024
 """Paths per table whose verdict is remembered: clients use few, and whoever uses more only makes us look again."""
@@ -95,7 +108,12 @@ class TrafficTable:
         self.no_store_everywhere = no_store_everywhere
         self.placeholders = placeholders or {}
         self._compiled = [
-            (_methods(rule.match), _pattern(rule.match), Verdict(rule.traffic, rule.volatile)) for rule in self.rules
+            (
+                _methods(rule.match),
+                _pattern(rule.match),
+                Verdict(rule.traffic, rule.volatile, rule.question, rule.changes, rule.light_if),
+            )
+            for rule in self.rules
         ]
         self._known: dict[tuple[bytes, bytes], Verdict] = {}
 

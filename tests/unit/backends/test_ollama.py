@@ -521,4 +521,4 @@ def test_what_it_says_before_its_first_start() -> None:
     assert traffic.placeholders[b"/"].body == b"Ollama is running"
     assert json.loads(traffic.placeholders[b"/api/version"].body)["version"]
     for path in traffic.placeholders:
-        assert traffic.decide(b"GET", path) == (TrafficClass.LIGHT, False)
+        assert traffic.decide(b"GET", path)[:2] == (TrafficClass.LIGHT, False)

@@ -50,3 +50,31 @@ def test_stalled_is_what_stops_while_it_is_wanted() -> None:
     assert not body.stalled(111.5, 5.0, wanted=False)
     assert not body.stalled(116.0, 5.0, wanted=True)
     assert body.stalled(116.5, 5.0, wanted=True)
+
+
+def test_a_copy_stays_when_the_bytes_are_let_go() -> None:
+    """All of it, from the first byte, and not what follows; whole only once it is whole."""
+    body = _body(b"Content-Length: 5\r\n")
+    body.feed(b"ab")
+    body.keep(b"ab")
+    body.keep_copy()
+    body.let_go()
+    assert body.whole is None
+    told = []
+    body.on_complete = lambda: told.append(body.complete)
+    body.feed(b"c")
+    assert not told
+    body.feed(b"deGET")
+    assert told == [True]
+    assert body.whole == b"abcde"
+
+
+def test_what_was_let_go_is_not_whole() -> None:
+    """Bytes that are gone are not mistaken for none."""
+    body = _body(b"Content-Length: 2\r\n")
+    body.feed(b"ab")
+    body.keep(b"ab")
+    assert body.whole == b"ab"
+    body.let_go()
+    assert body.whole is None
+    assert _body(b"").whole == b""

@@ -1,6 +1,8 @@
 """Who may connect, who makes room, and who is refused."""
 
+import gc
 import logging
+import weakref
 
 import pytest
 
@@ -95,6 +97,35 @@ async def test_who_makes_room(quiet_s: float, idle: bool, makes_room: bool) -> N
     assert isinstance(error, TooManyConnections) is not makes_room
     if error is not None:
         assert (error.status, error.retry_after_s, error.code) == (503, 1, "too_many_connections")
+
+
+async def test_nobody_is_remembered_who_has_gone() -> None:
+    """Looking for room does not keep connections in memory that have ended."""
+    crowd = Crowd(Limits(connections=3))
+    members = [Stub(quiet_s=0.0) for _ in range(3)]
+    for one in members:
+        crowd.come(one)
+    crowd.come(Stub())
+    gone = [weakref.ref(one) for one in members]
+    while members:
+        crowd.go(members.pop())
+    del one
+    gc.collect()
+    assert [one() for one in gone] == [None] * 3
+
+
+async def test_everybody_is_looked_at_in_turn() -> None:
+    """Of many, somebody quiet is found after a few tries, wherever he stands."""
+    crowd = Crowd(Limits(connections=200))
+    members = [Stub(quiet_s=0.0) for _ in range(200)]
+    for one in members:
+        crowd.come(one)
+    members[150]._quiet_s = 9.0
+    refusals = 0
+    while crowd.come(Stub()) is not None:
+        refusals += 1
+    assert refusals == 150 // 32
+    assert members[150].was_cut
 
 
 async def test_slow_heads_make_room_after_a_while() -> None:

@@ -154,6 +154,24 @@ def test_answers_that_cannot_be_relayed(raw: bytes, reason: str) -> None:
         parse_response(raw)
 
 
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [
+        (b"X y: a\r\n b\r\nZ: 1\r\n", [b"Z: 1\r\n"]),
+        (b"X\x01: a\r\nZ: 1\r\n", [b"Z: 1\r\n"]),
+        (b"X\xe4: a\r\nZ: 1\r\n", [b"Z: 1\r\n"]),
+        (b"X(y): a\r\nZ : 1\r\n", [b"Z: 1\r\n"]),
+        (b"Content Length: 5\r\nZ: 1\r\n", [b"Z: 1\r\n"]),
+        (b"Z: \x1b[1ma\x7fb\x01\tc\r\n", [b"Z:  [1ma b \tc\r\n"]),
+    ],
+)
+def test_odd_fields_of_an_answer_reach_no_client(sent: bytes, read: list[bytes]) -> None:
+    """What is no name is left out, with its folded lines; control bytes in a value become blanks."""
+    head = parse_response(b"HTTP/1.1 200 OK\r\n" + sent + b"\r\n")
+    assert [line for line, _, _ in head.fields] == read
+    assert head.content_length is None
+
+
 def test_what_was_read_before_is_read_the_same() -> None:
     """Known lines are not read again: neither their order nor their repetition may get lost by that."""
     raw = b"GET / HTTP/1.1\r\nHost: h\r\nX-A: 1\r\nAccept: */*\r\nX-A: 1\r\nCookie: c\r\n\r\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from juggler.config.schema import LimitsModel, WaitingModel
-from juggler.proxy.handshakes import MOST
+from juggler.proxy.handshakes import MOST, MOST_CALLERS
 from juggler.proxy.limits import Limits
 from juggler.proxy.tls import HANDSHAKE_LIMIT_S
 from juggler.units import KIB, MIB
@@ -84,7 +84,11 @@ def test_every_bound_is_documented(field: Field[object]) -> None:
 
 @pytest.mark.parametrize(
     ("what", "shown"),
-    [("TLS handshakes at a time", str(MOST)), ("Time for a TLS handshake", _shown("x_s", HANDSHAKE_LIMIT_S))],
+    [
+        ("TLS handshakes at a time", str(MOST)),
+        ("Connections whose handshake is not done", str(MOST_CALLERS)),
+        ("Time for a TLS handshake", _shown("x_s", HANDSHAKE_LIMIT_S)),
+    ],
 )
 def test_bounds_of_handshakes_are_documented(what: str, shown: str) -> None:
     """They are no fields, but bounds all the same."""

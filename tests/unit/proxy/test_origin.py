@@ -22,6 +22,8 @@ def site_fields(
     [
         (b"http://a:80", b"a", True),
         (b"https://A", b"a:443", True),
+        (b"HTTPS://a", b"A:443", True),
+        (b"HTTPS://a", b"a:80", False),
         (b"http://a:8080", b"a:8080", True),
         (b"http://[::1]:8080", b"[::1]:8080", True),
         (b"http://b", b"a", False),
@@ -69,6 +71,8 @@ def test_own_pages_are_not_refused(received: bytes, sent: bytes) -> None:
         b"Origin: http://box:3000\r\nSec-Fetch-Site: same-site\r\n",
         b"Origin: http://box:8021\r\nOrigin: http://evil.example\r\n",
         b"Origin: http://evil.example\r\nSec-Fetch-Site: same-origin\r\nSec-Fetch-Site: cross-site\r\n",
+        b"Origin: https://evil.example\r\nX-Forwarded-Host: ai.example\r\nX-Forwarded-Proto: https\r\n",
+        b"Origin: https://evil.example\r\nX-Forwarded-Host: ai.example, evil.example\r\n",
         b"Sec-Fetch-Site: cross-site\r\n",
         b"Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: document\r\n",
     ],
@@ -120,4 +124,5 @@ def test_pages_of_the_same_host_without_tls_are_foreign_to_https() -> None:
     assert not is_own_page(b"http://box", b"box", {}, secure=True)
     assert is_own_page(b"https://box", b"box", {}, secure=True)
     assert is_own_page(b"https://box", b"box", {})
+    assert not is_own_page(b"HTTP://box", b"box", {b"x-forwarded-proto": b"HTTPS"})
     assert is_own_page(b"http://box", b"box", {b"x-forwarded-proto": b"http"}, secure=True)

@@ -2,16 +2,18 @@
 
 import base64
 import hashlib
+import math
 import re
 from html.parser import HTMLParser
 
 import pytest
 
 from juggler.errors import JugglerError, NotLoaded, NotReady, QueueFull, StartFailed
-from juggler.proxy.page import PAGE_FIELDS, error_page, waiting_page
+from juggler.proxy.page import PAGE_POLICY, error_page, waiting_page
 
 EVIL = """<script>alert(1)</script>"'&\x07 ü"""
-REFRESH = b'<meta http-equiv="refresh" content="2">'
+REFRESH = b'<noscript><meta http-equiv="refresh" content="2"></noscript>'
+RELOAD = "setTimeout(()=>location.reload(),2000)"
 
 
 class Parsed(HTMLParser):
@@ -22,7 +24,7 @@ class Parsed(HTMLParser):
         self.tags: list[str] = []
         self.attributes: list[tuple[str, str, str]] = []
         self.open: list[str] = []
-        self.text = ""
+        self.text = self.script = ""
         self.feed(page.decode())
         self.close()
 
@@ -36,22 +38,27 @@ class Parsed(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
+        if "script" in self.open:
+            self.script += data
+        elif "style" not in self.open:
             self.text += data
 
 
 def checked(page: bytes) -> Parsed:
-    """Every page: well formed, no script, nothing from elsewhere, its only style allowed by the policy."""
+    """Every page: well formed, nothing from elsewhere, its style and its one fixed script allowed by the policy."""
     parsed = Parsed(page)
     assert not parsed.open
+    assert parsed.script in ("", RELOAD)
+    assert (parsed.script == RELOAD) is (REFRESH in page)
     assert page.startswith(b'<!DOCTYPE html><html lang="en">')
-    assert set(parsed.tags).isdisjoint({"script", "img", "iframe", "form", "object", "base"})
+    assert set(parsed.tags).isdisjoint({"img", "iframe", "form", "object", "base"})
     links = {(tag, value) for tag, name, value in parsed.attributes if name in ("href", "src")}
     assert links <= {("a", ""), ("link", "data:,")}
     assert not [name for _, name, _ in parsed.attributes if name == "style" or name.startswith("on")]
-    policy = dict(PAGE_FIELDS)["Content-Security-Policy"]
+    policy = PAGE_POLICY[1]
     (style,) = re.findall(rb"<style>(.*?)</style>", page, re.DOTALL)
-    assert f"style-src 'sha256-{base64.b64encode(hashlib.sha256(style).digest()).decode()}'" in policy
+    for kind, text in (("style", style), ("script", RELOAD.encode())):
+        assert f"{kind}-src 'sha256-{base64.b64encode(hashlib.sha256(text).digest()).decode()}';" in policy
     assert policy.startswith("default-src 'none'; ")
     assert b"url(" not in style
     assert b"color-scheme:light dark" in style
@@ -80,7 +87,10 @@ def test_estimates_that_are_none(expected_s: float, told: str) -> None:
     """Nobody is kept away for ever, nor told of infinity."""
     answer = waiting_page("e", "", expected_s, 0.0)
     assert dict(answer.headers)["Retry-After"] == told
-    assert not {"inf", "nan"} & set(checked(answer.body).text.split())
+    parsed = checked(answer.body)
+    assert not {"inf", "nan"} & set(parsed.text.split())
+    assert ("progress" in parsed.tags) is math.isfinite(expected_s)
+    assert b"<p>.</p>" not in answer.body  # nothing is said of what stands in the way
 
 
 def test_names_are_only_shown() -> None:
@@ -116,7 +126,8 @@ def test_a_failure() -> None:
 def test_only_a_load_of_somebody_else_is_waited_for(error: JugglerError, again: bool) -> None:
     """No page begins a loop that starts or queues anything."""
     page = error_page(error)
-    checked(page)
+    title = "x is loading" if again else f"{error.endpoint or 'This address'} cannot be shown"
+    assert checked(page).text.startswith(title)
     assert (REFRESH in page) is again
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from juggler.proxy.reader import Reader, reader_of
+from juggler.proxy.reader import Reader, is_prefetch, reader_of
 
 CHROME = b"text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"
 FIREFOX = b"text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
@@ -37,6 +37,7 @@ def test_navigations(kind: bytes) -> None:
         {"Sec_Fetch_Mode": b"websocket", "Sec_Fetch_Dest": b"websocket"},
         {"Sec_Fetch_Mode": b"navigate", "Sec_Fetch_Dest": b"object"},
         {"Sec_Fetch_Dest": b"image"},
+        {"Sec_Fetch_Mode": b"cors"},
         {"X_Requested_With": b"XMLHttpRequest"},
         {"HX_Request": b"true"},
         {"Turbo_Frame": b"x"},
@@ -68,6 +69,7 @@ def test_only_a_get_gets_a_page(method: bytes) -> None:
         b"application/json, text/event-stream",  # MCP
         b"image/avif,image/webp,*/*;q=0.8",
         b"text/html;q=0, */*",
+        b"text/html;q=0",
         b"application/json, text/html",
         b"application/octet-stream",
         b"text/plain;q=0.5, application/json;q=0.9",
@@ -86,8 +88,23 @@ def test_text(accept: bytes) -> None:
     assert reader(accept) is Reader.TEXT
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        (b"Sec-Purpose", b"prefetch", True),
+        (b"sec-purpose", b"Prefetch;prerender", True),
+        (b"Sec-Purpose", b"other", False),
+        (b"Purpose", b"prefetch", False),
+    ],
+)
+def test_prefetches(name: bytes, value: bytes, expected: bool) -> None:
+    """They say so themselves; an older field that only some browsers sent is gone."""
+    assert is_prefetch([(b"Accept", CHROME), (name, value)]) is expected
+
+
 def test_repeated_fields_and_nonsense() -> None:
     """Lines of one field are one list; weights that are none count as 1, or leave their type out."""
     assert reader_of(b"GET", [(b"Accept", b"*/*;q=0.1"), (b"ACCEPT", b"text/html")]) is Reader.PAGE
     assert reader(b"text/html;q=x;level=1, ,;") is Reader.PAGE
+    assert reader(b", text/html;q=0.9") is Reader.PAGE
     assert reader(b"text/html;q=7, text/plain;q=nan") is Reader.PROGRAM

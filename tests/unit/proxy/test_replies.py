@@ -267,6 +267,36 @@ def test_the_least_recently_used_make_room() -> None:
     assert (len(replies), replies.size_bytes) == (0, 0)  # alone too large, and the older one is no longer true
 
 
+def test_keys_are_short() -> None:
+    """What clients write into a target costs no memory that is not counted."""
+    key = Replies().key(route(b"/" + b"x" * 16_000), asked())
+    assert sum(len(part) for part in key) < 100
+    assert Replies().key(route(b"/a"), asked()) != Replies().key(route(b"/b"), asked())
+
+
+def test_what_is_being_copied_is_bounded_too() -> None:
+    """Any number of slow readers of large answers: most get theirs without a copy, and the first one's is kept."""
+    replies = Replies(total_bytes=10_000, reply_bytes=4000)
+    recorders = []
+    for number in range(9):
+        recorder = replies.recorder(route(b"/%d" % number), asked())
+        assert recorder is not None
+        assert recorder.begin(parse_response(GOOD))
+        recorders.append(recorder)
+    taken = [recorder.take(b"x" * 3000) for recorder in recorders]
+    assert taken == [True] * 3 + [False] * 6
+    assert replies.copying_bytes == 9000
+    recorders[0].finish(HOP)
+    recorders[1].drop()
+    recorders[1].drop()
+    recorders[3].drop()
+    assert replies.copying_bytes == 3000
+    assert replies.find(route(b"/0"), asked()) is not None
+    assert recorders[2].take(b"x")
+    assert not recorders[2].take(b"x" * 4000)
+    assert replies.copying_bytes == 0
+
+
 @given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 3000), st.booleans()), max_size=60))
 def test_the_bounds_hold_and_the_count_is_right(steps: list[tuple[int, int, bool]]) -> None:
     """Whatever is stored and dropped in whatever order, the sum is that of what is there, and within its bound."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from juggler.errors import BadRequest, QueueFull, RoutingError, StartFailed
+from juggler.errors import BadRequest, JugglerError, QueueFull, RoutingError, StartFailed
 from juggler.proxy.shapes import error_body, error_text
 from juggler.routing.apis import Api
 
@@ -44,11 +44,18 @@ def test_shapes(api: Api, shape: dict[str, object]) -> None:
         (FAILED, "service_unavailable"),
         (RoutingError("No."), "not_found"),
         (BadRequest("No.", status=413), "bad_input"),
+        (JugglerError("No."), "server_error"),
     ],
 )
-def test_koboldcpp_types(error: RoutingError, kind: str) -> None:
+def test_koboldcpp_types(error: JugglerError, kind: str) -> None:
     """As koboldcpp calls its own refusals."""
     assert error_body(error, Api.KOBOLDCPP)["detail"] == {"msg": error.message, "type": kind}
+
+
+def test_comfyui_details_are_text() -> None:
+    """Its page joins them to the message, also where there is no hint."""
+    told = error_body(FAILED, Api.COMFYUI)["error"]
+    assert told == {"type": "backend_start_failed", "message": "Crashed.", "details": "", "extra_info": {}}
 
 
 def test_text() -> None:

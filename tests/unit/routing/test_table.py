@@ -5,6 +5,7 @@ import pytest
 from juggler.errors import BadRequest, BlockedRoute, RoutingError
 from juggler.ids import EndpointId
 from juggler.routing.apis import Api
+from juggler.routing.stand_in import Question, StandInAnswer
 from juggler.routing.table import Entry, RoutingTable
 from juggler.routing.target import parse_target
 from juggler.routing.traffic import Placeholder, TrafficClass, TrafficRule, TrafficTable, parse_match
@@ -176,3 +177,46 @@ def test_malformed_patterns_are_explained(match: str) -> None:
     """A pattern needs a method and a path."""
     with pytest.raises(ValueError, match="is not a traffic pattern"):
         parse_match(match)
+
+
+class Nobody:
+    """A stand-in for one route."""
+
+    def knows(self, method: bytes, path: bytes) -> bool:
+        return (method, path) == (b"GET", b"/known")
+
+    async def answer(self, question: Question) -> StandInAnswer | None:
+        return None
+
+
+def test_what_a_body_says_comes_with_the_route() -> None:
+    """A question may be answered from earlier, but not by another method; who else may answer is asked by its path."""
+    nobody = Nobody()
+    traffic = TrafficTable(
+        [
+            TrafficRule("* /ask", TrafficClass.LIGHT, question=True),
+            TrafficRule("POST /work", TrafficClass.WORK, light_if=bool),
+            TrafficRule("DELETE *", TrafficClass.LIGHT, changes=True),
+        ]
+    )
+    entry = Entry(EndpointId("e"), "e", "/x", True, traffic, None, nobody)
+    match = RoutingTable("S", [entry]).match
+    assert match(b"POST", b"/x/ask").cacheable
+    assert match(b"GET", b"/x/ask").cacheable
+    assert not match(b"PUT", b"/x/ask").cacheable
+    assert not match(b"POST", b"/x/other").cacheable
+    assert match(b"GET", b"/x/known?a").stand_in is nobody
+    assert match(b"GET", b"/x/unknown").stand_in is None
+    work = match(b"POST", b"/x/work")
+    assert work.light_if is bool
+    assert work.as_light().traffic is TrafficClass.LIGHT
+    assert work.as_light().target == work.target
+    assert match(b"DELETE", b"/x/y").changes
+
+
+def test_the_operators_rule_is_the_last_word_on_bodies() -> None:
+    """Who says that a route is work, or light, says so of all its bodies."""
+    traffic = TrafficTable([TrafficRule("POST /work", TrafficClass.WORK, light_if=bool)])
+    assert (
+        traffic.extended_by([TrafficRule("POST /work", TrafficClass.WORK)]).decide(b"POST", b"/work").light_if is None
+    )

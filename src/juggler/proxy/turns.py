@@ -1,0 +1,33 @@
+"""Work that can wait a moment, done a little in each turn of the loop, so that everybody else gets on meanwhile."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+
+SHARE_S = 0.002
+"""Once so much of a turn is used up the rest waits for the next one."""
+
+
+class Turns:
+    """First come, first served. Holds one job for each that waits; who adds them bounds their number."""
+
+    def __init__(self) -> None:
+        self._jobs: deque[Callable[[], None]] = deque()
+
+    def add(self, loop: asyncio.AbstractEventLoop, job: Callable[[], None]) -> None:
+        """Have ``job`` done in the next turn or a later one; it does not raise."""
+        self._jobs.append(job)
+        if len(self._jobs) == 1:
+            loop.call_soon(self._run, loop)
+
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        end = time.perf_counter() + SHARE_S
+        while True:
+            self._jobs[0]()
+            self._jobs.popleft()  # only now: who adds one meanwhile must not begin a second run
+            if not self._jobs:
+                return
+            if time.perf_counter() >= end:
+                loop.call_soon(self._run, loop)
+                return

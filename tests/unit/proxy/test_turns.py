@@ -1,0 +1,39 @@
+"""A little in each turn of the loop: in order, all of it, and others get on in between."""
+
+import asyncio
+
+import pytest
+
+from juggler.proxy import turns as module
+from juggler.proxy.turns import Turns
+
+
+async def test_others_get_on_between_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SHARE_S", 0.0)
+    loop, turns, told = asyncio.get_running_loop(), Turns(), list[str]()
+    for number in range(3):
+        turns.add(loop, lambda number=number: told.append(f"job {number}"))  # type: ignore[misc]
+    for number in range(2):
+        await asyncio.sleep(0)
+        told.append(f"turn {number}")
+    await asyncio.sleep(0)
+    assert told == ["job 0", "turn 0", "job 1", "turn 1", "job 2"]
+
+
+async def test_who_adds_one_while_it_runs_begins_no_second_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SHARE_S", 0.0)
+    loop, turns, told = asyncio.get_running_loop(), Turns(), list[str]()
+
+    def first() -> None:
+        told.append("first")
+        turns.add(loop, lambda: told.append("second"))
+
+    turns.add(loop, first)
+    await asyncio.sleep(0)
+    assert told == ["first"]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert told == ["first", "second"]
+    turns.add(loop, lambda: told.append("third"))
+    await asyncio.sleep(0)
+    assert told == ["first", "second", "third"]
