@@ -5,40 +5,36 @@ backend costs no turn of the loop. An event posted while commands run is handled
 """
 
 import asyncio
-import contextlib
 import copy
+import functools
 import itertools
 import logging
 from collections import deque
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from juggler.backends.base import Address
 from juggler.clock import Clock
 from juggler.doubts import Doubts
+from juggler.ended import ENDED_KEPT, EndedRequest
 from juggler.errors import BackendError, InvalidTransition, JugglerError
 from juggler.ids import EndpointId, InstanceId, RequestId
 from juggler.keeper import MemoryKeeper
-from juggler.leases import NOT_WAITED, EndpointPolicy, EngineLease
+from juggler.leases import NOT_WAITED, EndpointPolicy, EngineLease, Waiter
 from juggler.lifecycle.supervisor import Supervisor
-from juggler.lifecycle.waiting import succeeded
+from juggler.looks import Looks
 from juggler.proxy.contract import LeaseTiming, RequestInfo, Route
 from juggler.proxy.upstream import UpstreamPool
 from juggler.proxy.wishes import NO_WISHES, Wishes
 from juggler.routing.traffic import TrafficClass
 from juggler.scheduler import commands, events
-from juggler.scheduler.admission import answers_light
+from juggler.scheduler.admission import answers_light, removed_error
 from juggler.scheduler.core import Scheduler
 from juggler.scheduler.explain import Outlook, outlook
-from juggler.scheduler.ledger import Amounts
 from juggler.scheduler.telling import log_line
-from juggler.scheduler.transitions import GONE, Residency
-from juggler.survey.threads import in_thread
-from juggler.units import SECONDS
+from juggler.scheduler.transitions import Residency
 
 _log = logging.getLogger("juggler.engine")
-
-LOOK_LIMIT_S = 3 * SECONDS
 
 GRANTS_MOST = 3
 """How often a request is let in to a backend that ended in the same moment, before it is told so."""
@@ -49,21 +45,6 @@ _KINDS = {
     TrafficClass.LIGHT: events.Kind.LIGHT,
     TrafficClass.HELD_OPEN: events.Kind.HELD_OPEN,
 }
-
-
-class _Waiter:
-    """One request between its arrival and its answer."""
-
-    __slots__ = ("answer", "future")
-
-    def __init__(self) -> None:
-        self.answer: InstanceId | JugglerError | None = None
-        self.future: asyncio.Future[None] | None = None
-
-    def resolve(self, answer: InstanceId | JugglerError) -> None:
-        self.answer = answer
-        if self.future is not None and not self.future.done():
-            self.future.set_result(None)
 
 
 class Engine:
@@ -93,7 +74,18 @@ class Engine:
         self._clock = clock
         self._events: deque[events.Event] = deque()
         self._handling = False
-        self._waiters: dict[RequestId, _Waiter] = {}
+        self.waiters: dict[RequestId, Waiter] = {}
+        """Who has asked and is not answered yet."""
+        self.leases: dict[RequestId, EngineLease] = {}
+        """Who is let in and not over."""
+        self.ended_requests: deque[EndedRequest] = deque(maxlen=ENDED_KEPT)
+        """Who is over, in order, for the recorder to take."""
+        self.on_first_ended: Callable[[], None] | None = None
+        """Called when ``ended_requests`` was empty and is no longer. Must be quick."""
+        self.on_first_lease: Callable[[], None] | None = None
+        """Called when ``leases`` was empty and is no longer. Must be quick."""
+        self.ended_lost = 0
+        """Who is over and was dropped from ``ended_requests`` before anybody took it."""
         self._orders: dict[int, asyncio.Future[str]] = {}
         self._requests = itertools.count(1)
         self._order_ids = itertools.count(1)
@@ -101,11 +93,10 @@ class Engine:
         self._addresses: dict[InstanceId, Address] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._looks: dict[InstanceId, asyncio.Task[None]] = {}
-        """Looks for programs under way, shared by all who ask."""
-        self._beginning: dict[InstanceId, asyncio.Task[None]] = {}
-        """Loads whose memory is being looked for: nothing of them exists yet."""
-        self._doubts = Doubts(lambda instance: self.supervisors[instance].ends)
+        self._looks = Looks(self.supervisors, self.post)
+        self._doubts = Doubts(self._has_ended)
+        self.on_retired: Callable[[InstanceId, bool], None] | None = None
+        """Called when nothing runs of an instance that was replaced (true) or removed by a new configuration."""
         self._run = {
             commands.Forward: self._on_forward,
             commands.Loaded: self._on_loaded,
@@ -116,9 +107,10 @@ class Engine:
             commands.UnloadInstance: self._on_unload,
             commands.StopInstance: self._on_stop,
             commands.ReadAhead: self._on_read_ahead,
-            commands.MeasurePools: self._on_measure_pools,
+            commands.MeasurePools: self.measure_pools,
             commands.ProbeBusy: self._on_probe_busy,
             commands.OrderDone: self._on_order_done,
+            commands.InstanceRetired: self._on_instance_retired,
             commands.SetTimer: self._on_set_timer,
             commands.Record: self._on_record,
             commands.FinishShutdown: self._on_finish_shutdown,
@@ -138,11 +130,15 @@ class Engine:
         client = request.who if kind is events.Kind.WORK else ""
         now = self._clock.monotonic()
         request_id = RequestId(next(self._requests))
-        priority = policy.priority_of(request.wishes)
+        priority = policy.priority if request.wishes is NO_WISHES else policy.priority_of(request.wishes)
         if not self.scheduler.forward_at_once(now, request_id, policy.instance, kind, priority, client):
             return None
         self._wake_keeper()
-        return EngineLease(self, request_id, policy.instance, pool, NOT_WAITED, now)
+        lease = EngineLease(self, request_id, policy.instance, pool, route, request, NOT_WAITED, now, now)
+        self.leases[request_id] = lease
+        if len(self.leases) == 1 and self.on_first_lease is not None:
+            self.on_first_lease()
+        return lease
 
     async def acquire(self, route: Route, request: RequestInfo) -> EngineLease:
         """Wait until the scheduler lets the request through.
@@ -150,21 +146,36 @@ class Engine:
         Raises:
             JugglerError: It is refused; the error says why and whether to come back.
         """
+        asked_at = self.now()
+        try:
+            return await self._acquire(route, request, asked_at)
+        except JugglerError as error:
+            self._refused(route, request, asked_at, error.code)
+            raise
+        except asyncio.CancelledError:
+            self._refused(route, request, asked_at, None)
+            raise
+
+    async def _acquire(self, route: Route, request: RequestInfo, asked_at: float) -> EngineLease:
         kind = _KINDS[route.traffic]
         if route.traffic is TrafficClass.START and self.answers(route.endpoint):
             kind = events.Kind.LIGHT
-        asked_at = self.now()
         if not self.opened.is_set():
             await self.opened.wait()
         client = request.who if kind is events.Kind.WORK else ""
-        served_by = self.endpoints[route.endpoint].instance
         for _ in range(GRANTS_MOST):
+            served_by = self._policy(route.endpoint).instance
             if self.scheduler.state.instances[served_by].residency is Residency.READY:
                 await self._doubts.cleared(served_by)
-            request_id, instance = await self._ask(route.endpoint, kind, request.wishes, client)
+            request_id, instance = await self._ask(route.endpoint, kind, request, request.wishes, client)
             pool = await self._pool_of(instance, request_id)
             if pool is not None:
-                return EngineLease(self, request_id, instance, pool, self._timing(instance, asked_at), self.now())
+                timing, now = self._timing(instance, asked_at), self.now()
+                lease = EngineLease(self, request_id, instance, pool, route, request, timing, asked_at, now)
+                self.leases[request_id] = lease
+                if len(self.leases) == 1 and self.on_first_lease is not None:
+                    self.on_first_lease()
+                return lease
         raise BackendError(f"{route.endpoint_name!r} ended just now", endpoint=route.endpoint_name, retry_after_s=1)
 
     async def _pool_of(self, instance: InstanceId, request: RequestId) -> UpstreamPool | None:
@@ -194,14 +205,29 @@ class Engine:
         """Monotonic seconds, as in every event."""
         return self._clock.monotonic()
 
+    def _policy(self, endpoint: EndpointId) -> EndpointPolicy:
+        """Of an endpoint that a request was routed to, perhaps a while ago.
+
+        Raises:
+            EndpointRemoved: A new configuration does not have it any more.
+        """
+        policy = self.endpoints.get(endpoint)
+        if policy is None:
+            raise removed_error(endpoint.partition("/")[2])
+        return policy
+
     def answers(self, endpoint: EndpointId) -> bool:
-        """Whether a light request of the endpoint would be forwarded now."""
-        return answers_light(self.scheduler.state.instances[self.endpoints[endpoint].instance])
+        """Whether a light request of the endpoint would be forwarded now.
+
+        Raises:
+            EndpointRemoved: There is no such endpoint any more.
+        """
+        return answers_light(self.scheduler.state.instances[self._policy(endpoint).instance])
 
     def outlook(self, endpoint: EndpointId) -> Outlook:
         """What those who wait for the endpoint wait for, and for how long."""
         state = self.scheduler.state
-        return outlook(state, state.instances[self.endpoints[endpoint].instance], self.now())
+        return outlook(state, state.instances[self._policy(endpoint).instance], self.now())
 
     def asks(self, instance: InstanceId) -> bool:
         """Whether the backend is asked if it works before its memory is taken."""
@@ -218,20 +244,27 @@ class Engine:
             JugglerError: It cannot be loaded.
         """
         await self.opened.wait()
-        await self._ask(endpoint, events.Kind.LOAD, NO_WISHES, asker, patience_s)
+        await self._ask(endpoint, events.Kind.LOAD, None, NO_WISHES, asker, patience_s)
 
     async def _ask(
-        self, endpoint: EndpointId, kind: events.Kind, wishes: Wishes, client: str, patience_s: float | None = None
+        self,
+        endpoint: EndpointId,
+        kind: events.Kind,
+        info: RequestInfo | None,
+        wishes: Wishes,
+        client: str,
+        patience_s: float | None = None,
     ) -> tuple[RequestId, InstanceId]:
-        policy = self.endpoints[endpoint]
+        policy = self._policy(endpoint)
+        if kind in (events.Kind.WORK, events.Kind.LOAD):
+            await self._looks.for_program(self.scheduler.state.instances[policy.instance])
+            policy = self._policy(endpoint)  # a new configuration may have come meanwhile
         priority = policy.priority_of(wishes)
         timeout_s = policy.timeout_s if patience_s is None else patience_s
         if wishes.max_wait_s is not None:
             timeout_s = min(timeout_s, wishes.max_wait_s)
-        if kind in (events.Kind.WORK, events.Kind.LOAD):
-            await self._look_before_load(policy.instance)
         request_id = RequestId(next(self._requests))
-        waiter = self._waiters[request_id] = _Waiter()
+        waiter = self.waiters[request_id] = Waiter(endpoint, info, client, self._clock.monotonic())
         self.post(
             events.RequestArrived(
                 self._clock.monotonic(),
@@ -251,37 +284,47 @@ class Engine:
                 await waiter.future
             except asyncio.CancelledError:
                 # The answer may have come in the same turn: the scheduler knows both cases by the request's state.
-                del self._waiters[request_id]
+                del self.waiters[request_id]
                 self.post(events.ClientLeft(self._clock.monotonic(), request_id))
                 raise
-        del self._waiters[request_id]
+        del self.waiters[request_id]
         answer = waiter.answer
         if isinstance(answer, JugglerError):
             raise copy.copy(answer)  # one failure may answer many requests; a traceback belongs to one
         assert answer is not None
         return request_id, answer
 
-    async def _look_before_load(self, instance_id: InstanceId) -> None:
-        """Nothing has to go for a program that is not there.
-
-        Raises:
-            StartFailed: It is not there.
-        """
-        instance = self.scheduler.state.instances[instance_id]
-        if instance.residency not in GONE or instance.spec.attaches or len(instance.queue):
-            return
-        looking = self._looks.get(instance_id)
-        if looking is None or looking.done():
-            look = in_thread(LOOK_LIMIT_S, self.supervisors[instance_id].look_for_program)
-            looking = self._looks[instance_id] = asyncio.get_running_loop().create_task(look, name="look for program")
-            looking.add_done_callback(succeeded)  # all who asked may have left
-        with contextlib.suppress(TimeoutError):  # a disk that sleeps: the start itself will tell
-            await asyncio.shield(looking)
-
     def suspect(self, instance: InstanceId) -> None:
         """It broke a connection, or took none: is it still there?"""
-        self._doubts.begin(instance)
-        self.supervisors[instance].suspect()
+        supervisor = self.supervisors.get(instance)
+        if supervisor is not None:  # a tunnel may outlive its instance by a moment
+            self._doubts.begin(instance)
+            supervisor.suspect()
+
+    def _has_ended(self, instance: InstanceId) -> bool:
+        supervisor = self.supervisors.get(instance)
+        return supervisor is not None and supervisor.ends
+
+    def _refused(self, route: Route, info: RequestInfo, asked_at: float, code: str | None) -> None:
+        policy, now = self.endpoints.get(route.endpoint), self.now()
+        if policy is not None:
+            instance, timing = policy.instance, self._timing(policy.instance, asked_at)
+        else:  # it was removed while the request waited
+            instance, timing = InstanceId(route.endpoint), LeaseTiming(queue_s=now - asked_at)
+        self._note_end(EndedRequest(instance, route, info, asked_at, now, timing, code))
+
+    def over(self, lease: EngineLease) -> None:
+        """A lease is given back; ``ended`` follows, unless that was said before."""
+        self.leases.pop(lease.request, None)
+        lease.ended_at = self._clock.monotonic()
+        self._note_end(lease)
+
+    def _note_end(self, request: EndedRequest) -> None:
+        kept = len(self.ended_requests)
+        self.ended_lost += kept == ENDED_KEPT
+        self.ended_requests.append(request)
+        if kept == 0 and self.on_first_ended is not None:
+            self.on_first_ended()
 
     def ended(self, request: RequestId, first_byte_at: float | None = None) -> None:
         """A forwarded request is over; its answer began at ``first_byte_at``, if it did."""
@@ -293,7 +336,9 @@ class Engine:
             return
         self._handling = True
         try:
-            self._carry_out(self.scheduler.request_done(now, request, first_byte_at))
+            orders = self.scheduler.request_done(now, request, first_byte_at)
+            if orders:
+                self._carry_out(orders)
             while self._events:
                 self._handle(self._events.popleft())
         except InvalidTransition as impossible:
@@ -375,8 +420,8 @@ class Engine:
         except Exception:
             _log.exception("%s: the memory that it freed could not be looked at", instance)
             problem = None  # nobody can tell: the backend's own word counts
-        now = self.scheduler.state.instances[instance]
-        if now.generation != generation or now.residency is not Residency.UNLOADING:
+        now = self.scheduler.state.instances.get(instance)
+        if now is None or now.generation != generation or now.residency is not Residency.UNLOADING:
             return  # it ended, or was stopped, meanwhile
         if problem is None:
             self.post(events.InstanceUnloaded(self._clock.monotonic(), instance, generation))
@@ -389,7 +434,7 @@ class Engine:
 
     def stopped(self, instance: InstanceId, generation: int) -> None:
         self._close_pool(instance)
-        self._no_longer_begin(instance)
+        self._looks.give_up(instance)
         if self.keeper is not None:
             self.keeper.gave_back(instance)
         self.post(events.InstanceGone(self._clock.monotonic(), instance, generation))
@@ -399,7 +444,7 @@ class Engine:
 
     def exited(self, instance: InstanceId, generation: int, error: BackendError) -> None:
         self._close_pool(instance)
-        self._no_longer_begin(instance)
+        self._looks.give_up(instance)
         self.post(events.ProcessExited(self._clock.monotonic(), instance, generation, error))
         self._doubts.end(instance)
 
@@ -444,7 +489,7 @@ class Engine:
                 _log.exception("this is a bug in the juggler: %s could not be carried out", type(order).__name__)
 
     def _answer(self, request: RequestId, answer: InstanceId | JugglerError) -> None:
-        waiter = self._waiters.get(request)
+        waiter = self.waiters.get(request)
         if waiter is not None:
             waiter.resolve(answer)
 
@@ -463,40 +508,13 @@ class Engine:
         if self.keeper is None or not self.keeper.measures:
             self._start(command)
         else:
-            self._begin(command.instance, self._start_when_free(command, self.keeper))
+            needed, go_on = command.placed, functools.partial(self._start, command)
+            self._looks.begin(self.keeper, command.instance, command.generation, needed, go_on)
 
     def _start(self, command: commands.StartInstance) -> None:
         environment = self.keeper.environment(command.instance, command.placed) if self.keeper is not None else {}
         self.supervisors[command.instance].start(command.generation, environment)
         self._wake_keeper()
-
-    async def _start_when_free(self, command: commands.StartInstance, keeper: MemoryKeeper) -> None:
-        deferred = await self._look_for_memory(keeper, command.instance, command.generation, command.placed)
-        del self._beginning[command.instance]
-        if deferred is None:
-            self._start(command)
-        else:
-            self.post(deferred)
-
-    async def _look_for_memory(
-        self, keeper: MemoryKeeper, instance: InstanceId, generation: int, needed: Amounts
-    ) -> events.StartDeferred | None:
-        """As the keeper says; a mistake in it costs the look, not the load."""
-        try:
-            return await keeper.before_load(instance, generation, needed)
-        except Exception:
-            _log.exception("%s: the memory for it could not be looked at", instance)
-            return None
-
-    def _begin(self, instance: InstanceId, work: Coroutine[Any, Any, None]) -> None:
-        self._beginning[instance] = asyncio.get_running_loop().create_task(work, name=f"memory for {instance}")
-
-    def _no_longer_begin(self, instance: InstanceId) -> bool:
-        """Give up looking for the memory of a load; returns whether that was under way."""
-        beginning = self._beginning.pop(instance, None)
-        if beginning is not None:
-            beginning.cancel()
-        return beginning is not None
 
     def _wake_keeper(self) -> None:
         if self.keeper is not None:
@@ -510,16 +528,12 @@ class Engine:
         if self.keeper is None or not self.keeper.measures or attached:
             self.supervisors[command.instance].wake(command.generation)
         else:
-            self._begin(command.instance, self._wake_when_free(command, self.keeper))
+            needed, go_on = command.needed, functools.partial(self._wake, command)
+            self._looks.begin(self.keeper, command.instance, command.generation, needed, go_on)
 
-    async def _wake_when_free(self, command: commands.WakeInstance, keeper: MemoryKeeper) -> None:
-        deferred = await self._look_for_memory(keeper, command.instance, command.generation, command.needed)
-        del self._beginning[command.instance]
-        if deferred is None:
-            self.supervisors[command.instance].wake(command.generation)
-            self._wake_keeper()
-        else:
-            self.post(deferred)
+    def _wake(self, command: commands.WakeInstance) -> None:
+        self.supervisors[command.instance].wake(command.generation)
+        self._wake_keeper()
 
     def _on_unload(self, command: commands.UnloadInstance) -> None:
         self.supervisors[command.instance].unload(command.generation)
@@ -527,7 +541,7 @@ class Engine:
     def _on_stop(self, command: commands.StopInstance) -> None:
         # Held-open sockets and leftovers end here: a llama-server with an open connection never exits by itself.
         self._close_pool(command.instance)
-        begins = self._no_longer_begin(command.instance)
+        begins = self._looks.give_up(command.instance)
         supervisor = self.supervisors[command.instance]
         if begins and supervisor.generation != command.generation:
             self.post(events.InstanceGone(self._clock.monotonic(), command.instance, command.generation))
@@ -540,7 +554,8 @@ class Engine:
         else:
             self.post(events.FilesSeen(self._clock.monotonic(), command.instance, 0.0, finished=True))
 
-    def _on_measure_pools(self, command: commands.MeasurePools) -> None:
+    def measure_pools(self, command: commands.MeasurePools | None = None) -> None:
+        """Look anew at what others hold of the pools; also when these have other sizes."""
         if self.keeper is not None:
             self._background(self.keeper.measure_pools(), "measure pools")
         else:
@@ -558,6 +573,13 @@ class Engine:
         done = self._orders.pop(command.order, None)
         if done is not None and not done.done():
             done.set_result(command.detail)
+
+    def _on_instance_retired(self, command: commands.InstanceRetired) -> None:
+        self._close_pool(command.instance)
+        self._looks.forget(command.instance)
+        self._doubts.end(command.instance)
+        if self.on_retired is not None:
+            self.on_retired(command.instance, command.replaced)
 
     def _on_set_timer(self, command: commands.SetTimer) -> None:
         if self._timer is not None:

@@ -114,6 +114,21 @@ class QueueTimeout(AdmissionError):
     code = "queue_timeout"
 
 
+class Cancelled(AdmissionError):
+    """The operator took the request out of its queue."""
+
+    code = "cancelled_by_operator"
+    repeatable = False
+    """It would wait again for what the operator did not want it to wait for."""
+
+
+class EndpointRemoved(AdmissionError):
+    """A new configuration, taken up while the request waited, has no such endpoint any more."""
+
+    code = "endpoint_removed"
+    repeatable = False
+
+
 class NotReady(AdmissionError):
     """A request that wakes nothing (a poll, a list, an asset) met a backend that is not up."""
 

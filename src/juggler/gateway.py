@@ -1,10 +1,43 @@
 """What stands behind each listener of the operator: routing, then the engine's hold."""
 
+import asyncio
+from dataclasses import replace
+from typing import Protocol
+
 from juggler.engine import Engine
 from juggler.page_waits import PageWaits
 from juggler.proxy.contract import Lease, LocalResponse, RequestInfo, Route
+from juggler.proxy.reader import is_prefetch
 from juggler.routing.slash import slash_redirect
 from juggler.routing.table import RoutingTable
+from juggler.routing.traffic import TrafficClass
+
+
+class Hold(Protocol):
+    """What requests wait for: the engine, or the moment when it knows their endpoints."""
+
+    def try_acquire(self, route: Route, request: RequestInfo) -> Lease | None: ...
+    async def acquire(self, route: Route, request: RequestInfo) -> Lease: ...
+
+
+class Anteroom:
+    """Where requests wait that came to a new listener before the configuration it belongs to is in effect.
+
+    Args:
+        engine: Whom they wait for then.
+        went_live: Set at that moment. If it never is, the listener is closed, and its requests with it.
+    """
+
+    def __init__(self, engine: Engine, went_live: asyncio.Event) -> None:
+        self._engine = engine
+        self._went_live = went_live
+
+    def try_acquire(self, route: Route, request: RequestInfo) -> Lease | None:
+        return None
+
+    async def acquire(self, route: Route, request: RequestInfo) -> Lease:
+        await self._went_live.wait()
+        return await self._engine.acquire(route, request)
 
 
 class EndpointGateway:
@@ -16,10 +49,14 @@ class EndpointGateway:
         pages: For those of people; None: they wait as everybody does.
     """
 
-    def __init__(self, table: RoutingTable, engine: Engine, pages: PageWaits | None = None) -> None:
+    def __init__(self, table: RoutingTable, engine: Hold, pages: PageWaits | None = None) -> None:
         self._table = table
         self._engine = engine
         self._pages = pages
+
+    def change(self, table: RoutingTable, engine: Hold, pages: PageWaits | None) -> None:
+        """Other routes for the requests to come; those under way keep the one they were given."""
+        self._table, self._engine, self._pages = table, engine, pages
 
     def route(self, method: bytes, target: bytes, host: bytes | None) -> Route | LocalResponse:
         return self._table.match(method, target)
@@ -34,6 +71,8 @@ class EndpointGateway:
             redirect = slash_redirect(route, request)
             if redirect is not None:
                 return redirect  # before the engine: a redirect starts nothing
+        if route.traffic is TrafficClass.START and is_prefetch(request.headers):
+            route = replace(route, traffic=TrafficClass.LIGHT)  # nobody has opened the page yet
         if self._pages is not None and self._pages.concern(route, request):
             return await self._pages.acquire(route, request)
         return await self._engine.acquire(route, request)

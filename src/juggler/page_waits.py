@@ -1,13 +1,15 @@
 """People who open a page whose backend has to load: they are told so, and their turn in the queue goes on.
 
 A browser that navigates waits a moment for its page, as any client; then it is answered with one of ours
-(``proxy.page``), which asks again every other second. Between two of its questions nobody is connected, so the request
-itself is kept here, with its place in the queue; the next question goes on with it. Without this each would queue
-anew, and a load that took longer than the pause for abandoned ones (``scheduler.policy``) could be given up.
+(``proxy.page``), which soon asks again. Between two of its questions nobody is connected, so the request itself is
+kept here, with its place in the queue; the next question goes on with it. Without this each would queue anew, and a
+load that took longer than the pause for abandoned ones (``scheduler.policy``) could be given up.
 
-What is kept ends ``KEPT_S`` after the last question: then its page was closed, and it leaves as a client would. A turn
-that comes meanwhile is held as long, or the model could be taken away again before anybody saw its page; a failure is
-told to who asks next, and not tried again for him.
+The questions after the first are held for longer: the browser shows our page all the while, its own comes in the moment
+it is there, and most of the time somebody is connected whose leaving is seen. Who leaves may be asking anew (a person
+who reloads the page), so the request outlives him by ``LEFT_S``. Between two questions nobody's leaving can be seen:
+what is kept ends ``KEPT_S`` after the last one. A turn that comes meanwhile is held as long, or the model could be
+taken away again before anybody saw its page; a failure is told to who asks next, and not tried again for him.
 """
 
 import asyncio
@@ -25,8 +27,14 @@ from juggler.routing.traffic import TrafficClass
 from juggler.scheduler.explain import Outlook
 from juggler.units import SECONDS
 
-KEPT_S = 12 * SECONDS
-"""Six of the page's questions: browsers let pages that are not looked at ask once a second, and networks hang."""
+HELD_S = 5 * SECONDS
+"""How long a question after the first is held, before the page shows how things stand now."""
+
+KEPT_S = 8 * SECONDS
+"""After an answer: four times the page's pause, as networks hang, and pages that nobody looks at are slowed down."""
+
+LEFT_S = 2 * SECONDS
+"""After a client has left: a browser that loads the page again hangs up first, and may have to connect anew."""
 
 KEPT_MOST = 16
 """Per client and endpoint: tabs that one person may open on the same page. Further ones queue anew each time."""
@@ -62,7 +70,7 @@ class PageWaits:
 
     def __init__(self, engine: Engine, page_after_s: float) -> None:
         self._engine = engine
-        self._page_after_s = page_after_s
+        self.page_after_s = page_after_s
         self._kept: dict[EndpointId, dict[str, deque[_Kept]]] = {}
         self._closed = False
 
@@ -87,28 +95,31 @@ class PageWaits:
             JugglerError: As the engine.
         """
         client = client_of(request.client, request.headers)
+        is_up = self._engine.answers(route.endpoint)
         kept = self._take(route.endpoint, client)
-        if self._engine.answers(route.endpoint):
-            # It was loaded meanwhile: a root document needs no turn any more, whoever has all the slots.
-            if kept is not None and route.traffic is TrafficClass.START and not kept.acquiring.done():
+        if is_up:
+            if kept is not None and _is_outdated(kept, route):
                 _end(kept)
                 kept = None
             if kept is None:
                 return await self._engine.acquire(route, request)
+        patience_s = self.page_after_s
         if kept is None:
             acquiring = asyncio.get_running_loop().create_task(
                 self._engine.acquire(route, request), name=f"page of {route.endpoint}"
             )
             kept = _Kept(acquiring, self._engine.now())
+        else:
+            patience_s = max(patience_s, HELD_S)
         try:
-            await asyncio.wait((kept.acquiring,), timeout=self._page_after_s)
+            await asyncio.wait((kept.acquiring,), timeout=patience_s)
         except asyncio.CancelledError:
-            _end(kept)
+            self._keep(route.endpoint, client, kept, LEFT_S)
             raise
         if kept.acquiring.done():
             return kept.acquiring.result()
+        self._keep(route.endpoint, client, kept, KEPT_S)
         outlook = self._engine.outlook(route.endpoint)
-        self._keep(route.endpoint, client, kept)
         waited_s = self._engine.now() - kept.since
         return waiting_page(route.endpoint_name, outlook.why, outlook.expected_s, waited_s)
 
@@ -130,14 +141,14 @@ class PageWaits:
         self._forget(endpoint, client, kept)
         return kept
 
-    def _keep(self, endpoint: EndpointId, client: str, kept: _Kept) -> None:
+    def _keep(self, endpoint: EndpointId, client: str, kept: _Kept, for_s: float) -> None:
         waiting = self._kept.get(endpoint, {}).get(client, deque())
         if self._closed or len(waiting) >= KEPT_MOST:
             _end(kept)
             return
         waiting.append(kept)
         self._kept.setdefault(endpoint, {})[client] = waiting
-        kept.expiry = asyncio.get_running_loop().call_later(KEPT_S, self._expire, endpoint, client, kept)
+        kept.expiry = asyncio.get_running_loop().call_later(for_s, self._expire, endpoint, client, kept)
 
     def _expire(self, endpoint: EndpointId, client: str, kept: _Kept) -> None:
         self._forget(endpoint, client, kept)
@@ -152,6 +163,13 @@ class PageWaits:
             del clients[client]
         if not clients:
             del self._kept[endpoint]
+
+
+def _is_outdated(kept: _Kept, route: Route) -> bool:
+    """Whether a request that was kept is of no use, now that the backend is up, by whomever it was loaded."""
+    if kept.acquiring.done():  # what failed then need not fail now
+        return kept.acquiring.cancelled() or kept.acquiring.exception() is not None
+    return route.traffic is TrafficClass.START  # a root document needs no turn, whoever has all the slots
 
 
 def _end(kept: _Kept) -> None:

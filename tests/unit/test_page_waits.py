@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from juggler import page_waits
-from juggler.errors import StartFailed
+from juggler.errors import EndpointRemoved, QueueTimeout, StartFailed
 from juggler.ids import EndpointId
 from juggler.page_waits import PageWaits
 from juggler.proxy.contract import ExchangeResult, Lease, LocalResponse, RequestInfo, Route
@@ -38,6 +38,7 @@ class FakeEngine:
         self.asked: list[asyncio.Future[FakeLease]] = []
         self.left = 0
         self.ready = False
+        self.removed = False
 
     async def acquire(self, route: Route, request: RequestInfo) -> Lease:
         answer: asyncio.Future[FakeLease] = asyncio.get_running_loop().create_future()
@@ -49,9 +50,13 @@ class FakeEngine:
             raise
 
     def answers(self, endpoint: EndpointId) -> bool:
+        if self.removed:
+            raise EndpointRemoved("It is no longer served.")
         return self.ready
 
     def outlook(self, endpoint: EndpointId) -> Outlook:
+        if self.removed:
+            raise EndpointRemoved("It is no longer served.")
         return Outlook("'other' is on the way out", 7.0)
 
     def now(self) -> float:
@@ -75,6 +80,12 @@ def page_of(answer: Lease | LocalResponse) -> str:
 async def settled() -> None:
     for _ in range(5):
         await asyncio.sleep(0)
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Later questions are held no longer than first ones, unless a test wants that."""
+    monkeypatch.setattr(page_waits, "HELD_S", SOON_S)
 
 
 async def test_one_request_goes_on_through_all_questions() -> None:
@@ -138,6 +149,25 @@ async def test_a_backend_that_is_up_before_its_turn_comes(traffic: TrafficClass)
     assert not pages.concern(route, ask())
 
 
+async def test_another_client_once_the_backend_is_up() -> None:
+    """It is let in as if nobody had waited, and takes nobody's place."""
+    engine = FakeEngine()
+    pages = PageWaits(engine, SOON_S)
+    page_of(await pages.acquire(ROUTE, ask()))
+    engine.ready = True
+    assert pages.concern(ROUTE, ask("b"))
+    other = asyncio.create_task(pages.acquire(ROUTE, ask("b")), name="other")
+    await asyncio.sleep(3 * SOON_S)
+    assert not other.done()  # no page in place of a moment's wait
+    granted = lease()
+    engine.asked[1].set_result(granted)
+    assert await other is granted
+    assert pages.keeps(ROUTE.endpoint)
+    pages.close()
+    await settled()
+    assert engine.left == 1
+
+
 async def test_a_failure_between_two_questions_is_told() -> None:
     """Once; what is asked then is a new try."""
     engine = FakeEngine()
@@ -151,6 +181,36 @@ async def test_a_failure_between_two_questions_is_told() -> None:
     assert len(engine.asked) == 2
     pages.close()
     await settled()
+
+
+async def test_a_failure_is_no_news_once_the_backend_is_up() -> None:
+    """Somebody else had it loaded: the page is there, whatever became of this one's wait."""
+    engine = FakeEngine()
+    pages = PageWaits(engine, SOON_S)
+    page_of(await pages.acquire(ROUTE, ask()))
+    engine.asked[0].set_exception(QueueTimeout("It waited too long."))
+    await settled()
+    engine.ready = True
+    again = asyncio.create_task(pages.acquire(ROUTE, ask()), name="again")
+    await settled()
+    granted = lease()
+    engine.asked[1].set_result(granted)
+    assert await again is granted
+    assert not pages.keeps(ROUTE.endpoint)
+
+
+async def test_later_questions_are_held_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The browser shows our page meanwhile, and its own comes in the moment it is there."""
+    engine = FakeEngine()
+    pages = PageWaits(engine, SOON_S)
+    page_of(await pages.acquire(ROUTE, ask()))
+    monkeypatch.setattr(page_waits, "HELD_S", 60.0)
+    held = asyncio.create_task(pages.acquire(ROUTE, ask()), name="held")
+    await asyncio.sleep(3 * SOON_S)
+    assert not held.done()
+    granted = lease()
+    engine.asked[0].set_result(granted)
+    assert await held is granted
 
 
 @pytest.mark.parametrize("came", ["nothing", "lease", "failure"])
@@ -172,9 +232,16 @@ async def test_a_page_that_was_closed(came: str, monkeypatch: pytest.MonkeyPatch
     assert [one.client_gone for one in granted.released] == [True] * (came == "lease")
 
 
+async def hang_up(waiting: "asyncio.Task[Lease | LocalResponse]") -> None:
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
 @pytest.mark.parametrize("granted_too", [False, True])
-async def test_a_client_that_leaves_while_it_waits(granted_too: bool) -> None:
-    """It is missed at once, also when its turn comes in the same moment."""
+async def test_a_client_that_leaves_while_it_waits(granted_too: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its request soon follows it, also when its turn came in the same moment."""
+    monkeypatch.setattr(page_waits, "LEFT_S", SOON_S)
     engine = FakeEngine()
     pages = PageWaits(engine, 60.0)
     waiting = asyncio.create_task(pages.acquire(ROUTE, ask()), name="waiting")
@@ -182,11 +249,62 @@ async def test_a_client_that_leaves_while_it_waits(granted_too: bool) -> None:
     granted = lease()
     if granted_too:
         engine.asked[0].set_result(granted)
-    waiting.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
+    await hang_up(waiting)
+    await asyncio.sleep(3 * SOON_S)
     await settled()
-    assert (engine.left, len(granted.released)) in ((1, 0), (0, 1))
+    assert (engine.left, len(granted.released)) == ((0, 1) if granted_too else (1, 0))
+    assert not pages._kept
+
+
+async def test_a_page_that_is_loaded_again_keeps_its_place() -> None:
+    """A browser hangs up on the question that is held, and asks anew in the next moment."""
+    engine = FakeEngine()
+    pages = PageWaits(engine, 60.0)
+    await hang_up(await asked(pages))
+    again = await asked(pages)
+    assert (len(engine.asked), engine.left) == (1, 0)
+    granted = lease()
+    engine.asked[0].set_result(granted)
+    assert await again is granted
+    assert not pages._kept
+
+
+async def asked(pages: PageWaits) -> "asyncio.Task[Lease | LocalResponse]":
+    question = asyncio.create_task(pages.acquire(ROUTE, ask()), name="question")
+    await settled()
+    return question
+
+
+async def test_a_client_that_is_cut_by_a_shutdown() -> None:
+    """Nothing outlives the juggler's end, in whatever order they end."""
+    engine = FakeEngine()
+    pages = PageWaits(engine, 60.0)
+    waiting = await asked(pages)
+    pages.close()
+    await hang_up(waiting)
+    await settled()
+    assert engine.left == 1
+    assert not pages._kept
+
+
+@pytest.mark.parametrize("when", ["between two questions", "during a question"])
+async def test_an_endpoint_that_is_removed(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks is told so; what was kept for him is not forgotten, but ends as everything does."""
+    monkeypatch.setattr(page_waits, "KEPT_S", SOON_S)
+    engine = FakeEngine()
+    pages = PageWaits(engine, SOON_S)
+    if when == "during a question":
+        question = await asked(pages)
+        engine.removed = True
+    else:
+        page_of(await pages.acquire(ROUTE, ask()))
+        engine.removed = True
+        question = await asked(pages)
+    with pytest.raises(EndpointRemoved):
+        await question
+    await asyncio.sleep(3 * SOON_S)
+    await settled()
+    assert (len(engine.asked), engine.left) == (1, 1)
     assert not pages._kept
 
 

@@ -3,7 +3,16 @@
 from collections.abc import Iterable, Sequence
 from typing import TypedDict
 
-from juggler.errors import BackendError, DoesNotFit, JugglerError, NotLoaded, NotReady, QueueFull, ShuttingDown
+from juggler.errors import (
+    BackendError,
+    DoesNotFit,
+    EndpointRemoved,
+    JugglerError,
+    NotLoaded,
+    NotReady,
+    QueueFull,
+    ShuttingDown,
+)
 from juggler.ids import PoolId
 from juggler.scheduler.events import Kind
 from juggler.scheduler.explain import outlook
@@ -33,6 +42,8 @@ def refusal(state: SchedulerState, instance: Instance, kind: Kind, now: float) -
     """Why a request that just arrived is not even queued, or None."""
     if state.shutting_down:
         return ShuttingDown("the juggler is shutting down", endpoint=instance.spec.name, phase="queued")
+    if instance.retirement is not None and instance.retirement.successor is None:
+        return removed_error(instance.spec.name)
     if kind in (Kind.LIGHT, Kind.HELD_OPEN):
         return None if answers_light(instance) else _not_ready(instance, now)
     if instance.residency not in GONE and instance.failure is None:
@@ -40,6 +51,15 @@ def refusal(state: SchedulerState, instance: Instance, kind: Kind, now: float) -
     if instance.failure is not None and now < instance.retry_at and not instance.spec.attaches:
         return _held_off(instance, now)
     return does_not_fit(state, instance) or _queue_full(state, instance, now)
+
+
+def removed_error(name: str) -> EndpointRemoved:
+    """For a request that a new configuration has left without an endpoint."""
+    return EndpointRemoved(
+        f"{name!r} is no longer served: the configuration was changed, and it is not in the new one",
+        endpoint=name,
+        phase="queued",
+    )
 
 
 def answers_light(instance: Instance) -> bool:
@@ -158,7 +178,7 @@ def _too_little(need: Amounts, capacity: Amounts, pools: Iterable[PoolId], stayi
 
 
 def _kept_name(instance: Instance) -> str:
-    return f"{'pinned' if instance.spec.pinned else 'attached'} {instance.spec.name!r}"
+    return f"{'pinned' if instance.pinned else 'attached'} {instance.spec.name!r}"
 
 
 def queue_timeout_text(name: str, waited_s: float, own_limit: bool | None) -> str:

@@ -64,7 +64,7 @@ def on_unload_refused(state: SchedulerState, instance: Instance, event: UnloadFa
     for target, plan in list(state.plans.items()):
         if any(victim == instance.id for victim, _ in plan.victims):
             del state.plans[target]
-    if instance.order is not None:
+    if instance.order is not None and instance.order.retirement is None:
         detail = f"it did not free its memory{f': {event.detail}' if event.detail else ''}"
         out.extend(OrderDone(order, detail) for order in instance.order.ids)
         instance.order = None

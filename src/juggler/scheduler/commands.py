@@ -39,7 +39,7 @@ class Decision:
     """Who gets the memory; None when nobody asked for it (idle unload, operator, shutdown)."""
     victims: tuple[tuple[InstanceId, Mode], ...]
     cause: str
-    """``request``, ``operator``, ``idle``, ``shutdown``, ``let go``, ``abandoned``, ``unload failed``,
+    """``request``, ``operator``, ``idle``, ``reload``, ``shutdown``, ``let go``, ``abandoned``, ``unload failed``,
     ``unload refused``."""
     waiting: int = 0
     """Requests that wait for the target."""
@@ -159,6 +159,14 @@ class OrderDone:
 
 
 @dataclass(frozen=True, slots=True)
+class InstanceRetired:
+    """Nothing runs of what a new configuration replaced or removed: have the next one looked after, or forget it."""
+
+    instance: InstanceId
+    replaced: bool
+
+
+@dataclass(frozen=True, slots=True)
 class SetTimer:
     """Post ``TimerFired`` at this time; replaces the timer before it. None: no timer."""
 
@@ -190,6 +198,7 @@ Command = (
     | MeasurePools
     | ProbeBusy
     | OrderDone
+    | InstanceRetired
     | SetTimer
     | Record
     | FinishShutdown

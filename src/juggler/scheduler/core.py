@@ -9,9 +9,10 @@ nobody waits anywhere.
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from juggler.errors import BackendStopped, InvalidTransition, QueueTimeout, ShuttingDown
+from juggler.errors import InvalidTransition, QueueTimeout, ShuttingDown
 from juggler.ids import InstanceId, RequestId
-from juggler.scheduler.admission import failed_recently, queue_timeout_text, queue_view, refusal
+from juggler.scheduler import steering
+from juggler.scheduler.admission import failed_recently, queue_timeout_text, queue_view, refusal, removed_error
 from juggler.scheduler.attach import attach, on_attached, on_missed, on_unload_refused
 from juggler.scheduler.commands import (
     Command,
@@ -36,19 +37,23 @@ from juggler.scheduler.events import (
     FootprintExpected,
     FootprintMeasured,
     InstanceGone,
+    InstancePinned,
     InstanceReady,
     InstanceUnloaded,
     Kind,
     OrderGiven,
-    OrderKind,
     PoolsFound,
     PoolsMeasured,
     ProcessExited,
+    Reconfigured,
     RequestArrived,
+    RequestCancelled,
     RequestEnded,
+    RequestPromoted,
     ShutdownRequested,
     StartDeferred,
     StartFailed,
+    SwapsLocked,
     TimerFired,
     UnloadFailed,
 )
@@ -57,7 +62,9 @@ from juggler.scheduler.foreign import believe
 from juggler.scheduler.ledger import Amounts, Ledger
 from juggler.scheduler.policy import Policy, weight_of
 from juggler.scheduler.queue import Waiting
-from juggler.scheduler.state import Instance, InstanceSpec, Order, Probe, SchedulerState
+from juggler.scheduler.reconfigure import on_reconfigured
+from juggler.scheduler.state import Instance, InstanceSpec, Probe, SchedulerState
+from juggler.scheduler.steering import Steering
 from juggler.scheduler.swaps import WELL_CACHED
 from juggler.scheduler.transitions import CROSSINGS, GONE, LEAVING, UP, Move, Residency
 
@@ -100,7 +107,12 @@ class Scheduler:
             ProcessExited: self._on_process_exited,
             InstanceGone: self._on_instance_gone,
             BusyProbed: self._on_busy_probed,
-            OrderGiven: self._on_order_given,
+            OrderGiven: self._steered(steering.on_order_given),
+            InstancePinned: self._steered(steering.on_instance_pinned),
+            SwapsLocked: self._steered(steering.on_swaps_locked),
+            RequestCancelled: self._steered(steering.on_request_cancelled),
+            RequestPromoted: self._steered(steering.on_request_promoted),
+            Reconfigured: self._steered(on_reconfigured),
             TimerFired: self._on_timer_fired,
             ShutdownRequested: self._on_shutdown_requested,
         }
@@ -137,14 +149,16 @@ class Scheduler:
         """
         state = self.state
         instance = state.instances[name]
-        if instance.residency is not Residency.READY or len(instance.queue) or state.shutting_down:
+        if instance.residency is not Residency.READY or state.shutting_down:
+            return False
+        if state.total.waiting and len(instance.queue):
             return False
         if kind is Kind.WORK:
             if len(instance.running) >= instance.spec.slots or instance.spec.queue_limit < 1 or instance.failure:
                 return False
         elif kind is Kind.LOAD:
             return False
-        waiting = Waiting(request, name, kind, priority, now, now, now, weight_of(priority, state.policy), client, now)
+        waiting = Waiting(request, name, kind, priority, now, now, now, 1.0, client, now)  # no weight: it does not wait
         state.requests[request] = waiting
         if kind is Kind.WORK:
             instance.estimates.arrived(now)
@@ -152,7 +166,8 @@ class Scheduler:
             take(instance, waiting, now)
         else:
             instance.light[request] = waiting
-        self._tell(waiting, ())
+        state.events_handled += 1
+        state.story.append((state.events_handled, waiting, ()))
         return True
 
     def request_done(self, now: float, request: RequestId, first_byte_at: float | None) -> list[Command]:
@@ -166,17 +181,21 @@ class Scheduler:
             raise InvalidTransition(f"request {request} ended, but it is not running; before it: {self._story()}")
         if first_byte_at is not None:
             self._note_first_byte(waiting, first_byte_at)
-            self._tell(FirstByte(first_byte_at, request), ())
         out: list[Command] = []
         self._end(waiting, now, out)
-        self._tell(RequestEnded(now, request), tuple(out))
+        state = self.state
+        state.events_handled += 1
+        state.story.append((state.events_handled, ("ended", request, now, first_byte_at), tuple(out)))
         return out
 
     def _on_request_arrived(self, event: RequestArrived, out: list[Command]) -> None:
         state, now = self.state, event.now
         if event.request in state.requests:
             raise InvalidTransition(f"request {event.request} arrived twice")
-        instance = state.instances[event.instance]
+        instance = state.instances.get(event.instance)
+        if instance is None:
+            out.append(Reject(event.request, removed_error(str(event.instance))))
+            return
         if event.kind is Kind.LOAD and instance.residency is Residency.FAILED:
             instance.retry_at = now  # somebody asks for it in so many words: no back-off
         error = refusal(state, instance, event.kind, now)
@@ -317,17 +336,24 @@ class Scheduler:
         self._decide(event.now, out)
 
     def _on_footprint_expected(self, event: FootprintExpected, out: list[Command]) -> None:
-        instance = self.state.instances[event.instance]
-        if instance.residency in GONE:  # what is loaded is measured
+        instance = self.state.instances.get(event.instance)
+        if instance is not None and instance.residency in GONE:  # what is loaded is measured
             self.state.expect(instance, event.placements, event.unloaded, whole=event.whole, sure=event.sure)
             self._decide(event.now, out)
 
     def _on_footprint_measured(self, event: FootprintMeasured, out: list[Command]) -> None:
-        self.state.measure(self.state.instances[event.instance], event.footprint, event.unloaded)
-        self._decide(event.now, out)
+        instance = self.state.instances.get(event.instance)
+        if instance is not None:
+            self.state.measure(instance, event.footprint, event.unloaded)
+            self._decide(event.now, out)
 
     def _on_files_seen(self, event: FilesSeen, out: list[Command]) -> None:
-        instance = self.state.instances[event.instance]
+        instance = self.state.instances.get(event.instance)
+        if instance is None:  # removed while its files were read
+            if event.finished and self.state.reading == event.instance:
+                self.state.reading = None
+                self._decide(event.now, out)
+            return
         more = event.share - (instance.cached or 0.0)
         changed = (more if event.finished else abs(more)) > READ_AGAIN_SHARE  # a reading must get on to go on
         if changed:
@@ -343,7 +369,9 @@ class Scheduler:
             self._decide(event.now, out)
 
     def _on_attach_offered(self, event: AttachOffered, out: list[Command]) -> None:
-        instance = self.state.instances[event.instance]
+        instance = self.state.instances.get(event.instance)
+        if instance is None:
+            return
         if not self.state.shutting_down and instance.residency in GONE and instance.order is None:
             self.state.plans.pop(instance.id, None)  # what was to be started is there
             attach(self.state, instance, event.now, out)
@@ -383,6 +411,8 @@ class Scheduler:
         self._decide(event.now, out)
 
     def _reject_waiters(self, instance: Instance, now: float, out: list[Command]) -> None:
+        if instance.retirement is not None:
+            return  # they wait for the one that follows
         for waiting in instance.queue.pop_all():
             del self.state.requests[waiting.id]
             out.append(Reject(waiting.id, failed_recently(instance, now)))
@@ -423,8 +453,8 @@ class Scheduler:
         self._decide(event.now, out)
 
     def _on_busy_probed(self, event: BusyProbed, out: list[Command]) -> None:
-        instance = self.state.instances[event.instance]
-        if event.generation != instance.generation or instance.probe is not Probe.ASKED:
+        instance = self.state.instances.get(event.instance)
+        if instance is None or event.generation != instance.generation or instance.probe is not Probe.ASKED:
             return  # a request was forwarded meanwhile, or the instance is on its way out: the answer is stale
         instance.probe = Probe.BUSY if event.busy else Probe.IDLE
         instance.probed_at = event.now
@@ -434,7 +464,9 @@ class Scheduler:
 
     def _reported(self, instance_id: InstanceId, generation: int, move: Move) -> Instance | None:
         """The instance a report is about, or None where the report crossed with an order of ours."""
-        instance = self.state.instances[instance_id]
+        instance = self.state.instances.get(instance_id)
+        if instance is None:
+            raise InvalidTransition(f"{instance_id} reports {move.value!r} and was forgotten")
         if generation > instance.generation:
             raise InvalidTransition(f"{instance_id} reports {move.value!r} for a start that was never ordered")
         if generation < instance.generation or (instance.residency, move) in CROSSINGS:
@@ -443,24 +475,14 @@ class Scheduler:
 
     # -- the operator ------------------------------------------------------------------------------------------
 
-    def _on_order_given(self, event: OrderGiven, out: list[Command]) -> None:
-        instance = self.state.instances[event.instance]
-        if self.state.shutting_down:
-            out.append(OrderDone(event.order, "shutting down"))
-            return
-        if instance.order is None:
-            instance.order = Order(event.kind, [event.order])
-        else:
-            instance.order.ids.append(event.order)
-            if event.kind is OrderKind.STOP:
-                instance.order.kind = OrderKind.STOP
-        if event.kind is OrderKind.STOP:
-            for waiting in instance.queue.pop_all():
-                del self.state.requests[waiting.id]
-                text = f"{instance.spec.name!r} was stopped by the operator while the request waited for it"
-                error = BackendStopped(text, endpoint=instance.spec.name, phase="queued", retry_after_s=1.0)
-                out.append(Reject(waiting.id, error))
-        self._decide(event.now, out)
+    def _steered(self, handler: Steering) -> Callable[[Any, list[Command]], None]:
+        """An operator's wish is noted, then everything is decided anew."""
+
+        def handle(event: Any, out: list[Command]) -> None:
+            handler(self.state, event, out)
+            self._decide(event.now, out)
+
+        return handle
 
     def _on_timer_fired(self, event: TimerFired, out: list[Command]) -> None:
         self.state.timer_at = None

@@ -37,6 +37,7 @@ from juggler.scheduler.commands import (
 from juggler.scheduler.events import Kind, OrderKind
 from juggler.scheduler.ledger import NOTHING, Amounts, shortage
 from juggler.scheduler.queue import Gate, Waiting
+from juggler.scheduler.reconfigure import carry_out as carry_out_retirement
 from juggler.scheduler.state import Instance, Plan, Probe, SchedulerState
 from juggler.scheduler.swaps import SwapPlanner
 from juggler.scheduler.transitions import LEAVING, LOADABLE, LOADING, Move, Residency
@@ -44,14 +45,12 @@ from juggler.scheduler.transitions import LEAVING, LOADABLE, LOADING, Move, Resi
 GIVEN_UP = {
     "request": "nobody waited for it any more, and somebody else needs the memory",
     "operator": "by order of the operator",
+    "reload": "its configuration was changed",
     "shutdown": "the juggler shuts down",
     "let go": "the juggler shuts down",
     "abandoned": "nobody waits for it any more",
 }
 """Why a start was ended before it was through, by the cause of that decision."""
-
-ANY_PRIORITY = -(2**31)
-"""For gates shut by order: nobody passes them anyway, their hard stop is now."""
 
 
 class DecisionPass:
@@ -73,9 +72,11 @@ class DecisionPass:
         attach_where_asked_for(self.state, self.now, self.out)
         SwapPlanner(self).run()
         self._load_targets()
-        self._abandon_loads()
+        if not self.state.locked:
+            self._abandon_loads()
         self._open_gates()
-        self._unload_idle()
+        if not self.state.locked:
+            self._unload_idle()
 
     def note(self, at: float | None) -> None:
         """Something may change at this time."""
@@ -85,13 +86,16 @@ class DecisionPass:
     # -- 1. orders ---------------------------------------------------------------------------------------------
 
     def _carry_out_orders(self) -> None:
-        for instance in self.state.instances.values():
-            if instance.order is not None:
-                self._carry_out(instance)
+        ordered = [instance for instance in self.state.instances.values() if instance.order is not None]
+        for instance in ordered:
+            self._carry_out(instance)
 
     def _carry_out(self, instance: Instance) -> None:
         order = instance.order
         assert order is not None
+        if order.retirement is not None:
+            carry_out_retirement(self, instance, order.retirement)
+            return
         self.keep_shut.add(instance.id)
         soft = instance.soft_unload and (order.kind is OrderKind.UNLOAD or instance.attached)
         if instance.up and not instance.yields:
@@ -110,7 +114,7 @@ class DecisionPass:
         elif instance.residency in LOADING or instance.residency in (Residency.UNLOADED, Residency.ATTACHING):
             self.send_away([(instance, Mode.STOP)], cause="operator")
         else:
-            self.shut(instance, Gate(self.now, self.now, ANY_PRIORITY))
+            self.shut(instance, Gate.nobody(self.now))
             if self.drained(instance):
                 self.send_away([(instance, Mode.UNLOAD if soft else Mode.STOP)], cause="operator")
 
@@ -239,7 +243,7 @@ class DecisionPass:
             if target.residency in LEAVING:
                 continue  # it was itself on its way out when the request came; it loads when it is gone
             if target.residency not in LOADABLE or not len(target.queue) or target.order is not None:
-                self._drop(plan, "nobody waits for it any more")
+                self.drop(plan, "nobody waits for it any more")
             elif not shortage(target.need(), state.ledger.free()):
                 pools = {pool for pool, size in target.full.items() if size}
                 if not self._pool_is_free_of_loads(target, pools) or pools & awaited:
@@ -248,10 +252,10 @@ class DecisionPass:
                     del state.plans[plan.target]
                     self._load(target, plan.decision)
             elif not leaving:  # its victims are gone and it still does not fit: plan anew
-                self._drop(plan, "freed too little: decided anew")
+                self.drop(plan, "freed too little: decided anew")
                 self.note(self.now)
 
-    def _drop(self, plan: Plan, why: str) -> None:
+    def drop(self, plan: Plan, why: str) -> None:
         del self.state.plans[plan.target]
         if plan.decision is not None:
             conclude(plan.decision, why, self.now, self.out)
@@ -264,7 +268,7 @@ class DecisionPass:
                 continue
             if self.policy.one_load_per_pool or target.loads_alone or other.loads_alone:
                 free = False
-                if not len(other.queue) and not other.attached:
+                if not len(other.queue) and not other.attached and not self.state.locked:
                     self.send_away([(other, Mode.STOP)], target=target, cause="request")
         return free
 

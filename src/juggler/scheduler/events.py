@@ -2,11 +2,16 @@
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from juggler.errors import BackendError
 from juggler.ids import InstanceId, PoolId, RequestId
 from juggler.scheduler.ledger import Amounts
+from juggler.scheduler.policy import Policy
+
+if TYPE_CHECKING:
+    from juggler.scheduler.state import InstanceSpec
 
 
 class Kind(enum.Enum):
@@ -35,6 +40,9 @@ class OrderKind(enum.Enum):
 
     STOP = "stop"
     """End the process; requests that wait for it are refused."""
+
+    RESTART = "restart"
+    """End the process; requests that wait for it start it anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +263,59 @@ class OrderGiven:
 
 
 @dataclass(frozen=True, slots=True)
+class InstancePinned:
+    """The operator wants an instance never to be a victim, or no longer so; replaces what the configuration says."""
+
+    now: float
+    instance: InstanceId
+    pinned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SwapsLocked:
+    """The operator wants nothing that is loaded or loading to give way by itself, or that no longer."""
+
+    now: float
+    locked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RequestCancelled:
+    """The operator takes a waiting request out of its queue; nothing happens to one that runs or is over."""
+
+    now: float
+    request: RequestId
+
+
+@dataclass(frozen=True, slots=True)
+class RequestPromoted:
+    """The operator wants a waiting request served next, before all others."""
+
+    now: float
+    request: RequestId
+
+
+@dataclass(frozen=True, slots=True)
+class Reconfigured:
+    """The configuration has changed. Instances that are not named stay as they are, and so do their requests."""
+
+    now: float
+    policy: Policy
+    added: tuple["InstanceSpec", ...] = ()
+    """New ones; one that is just on its way out because it was removed comes back when it has gone."""
+    updated: tuple["InstanceSpec", ...] = ()
+    """The same process under other rules, from now on."""
+    replaced: tuple["InstanceSpec", ...] = ()
+    """The process there is ends when its requests have; what waits, or comes meanwhile, is for the one that follows."""
+    removed: tuple[InstanceId, ...] = ()
+    """As ``replaced``, and nothing follows."""
+    moved: Mapping[RequestId, InstanceId] = field(default_factory=dict)
+    """Requests whose endpoint has another instance from now on; those of them that wait, wait there."""
+    capacity: Amounts | None = None
+    """Bytes per pool; None: as before."""
+
+
+@dataclass(frozen=True, slots=True)
 class TimerFired:
     """The time last asked for by ``SetTimer`` has come."""
 
@@ -290,6 +351,11 @@ Event = (
     | InstanceGone
     | BusyProbed
     | OrderGiven
+    | InstancePinned
+    | SwapsLocked
+    | RequestCancelled
+    | RequestPromoted
+    | Reconfigured
     | TimerFired
     | ShutdownRequested
 )

@@ -35,7 +35,7 @@ def blamed_on_others(state: SchedulerState, wanting: Instance, way: Amounts) -> 
     for other in state.instances.values():
         if other is wanting or other.residency in GONE:
             continue
-        stays = other.spec.pinned or not other.yields or (other.attached and len(other.queue) > 0)
+        stays = other.pinned or not other.yields or (other.attached and len(other.queue) > 0)
         held = state.ledger.held(other.id)
         left = reduced(left, held if stays else reduced(held, other.freed_by(Mode.STOP)))
     return not shortage(way, left) and bool(shortage(way, reduced(left, state.ledger.foreign)))

@@ -19,6 +19,7 @@ def check(state: SchedulerState) -> None:
         assert plan.target == target
         residency = state.instances[target].residency
         assert residency in LOADABLE or residency in LEAVING, f"plan for {target}, which is {residency}"
+        assert all(victim in state.instances for victim, _ in plan.victims), f"plan for {target}: {plan.victims}"
 
 
 def _check_ledger(state: SchedulerState) -> None:
@@ -52,8 +53,8 @@ def _check_requests(state: SchedulerState) -> None:
             assert running.forwarded_at is not None
             assert running.id not in seen, f"request {running.id} both waits and runs"
             seen.add(running.id)
-        assert len(instance.running) <= instance.spec.slots
-        assert len(instance.queue) <= instance.spec.queue_limit
+        assert len(instance.running) <= max(instance.spec.slots, instance.carried[0])
+        assert len(instance.queue) <= max(instance.spec.queue_limit, instance.carried[1])
     assert seen == set(state.requests), "a request is lost, or kept after its answer"
 
 

@@ -72,6 +72,12 @@ class Ledger:
             for pool, size in amounts.items():
                 self._used[pool] = self._used.get(pool, 0) + size
 
+    def resize(self, capacity: Amounts) -> None:
+        """From now on there is so much; what is held stays held, also where that is more than there is."""
+        self.capacity = dict(capacity)
+        for pool in capacity:
+            self._used.setdefault(pool, 0)
+
     def held(self, instance: InstanceId) -> Amounts:
         return self._held.get(instance, NOTHING)
 

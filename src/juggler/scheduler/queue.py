@@ -12,6 +12,11 @@ from dataclasses import dataclass
 from juggler.ids import InstanceId, RequestId
 from juggler.scheduler.events import Kind
 
+_AHEAD_S = 0.001
+"""By how much a promoted request is due before the one that was first."""
+
+_ANY_PRIORITY = -(2**31)
+
 STALE_KEPT = 64
 """A heap is made anew when it has this many entries more than twice the requests that wait."""
 
@@ -46,6 +51,11 @@ class Gate:
     """After this time nothing passes any more."""
     priority: int
     """The best priority of those the gate was shut for."""
+
+    @classmethod
+    def nobody(cls, now: float) -> "Gate":
+        """Shut for good by an order: its hard stop is now."""
+        return cls(now, now, _ANY_PRIORITY)
 
     def passes(self, request: Waiting, now: float) -> bool:
         return now < self.hard_stop and request.arrived_at < self.shut_at and request.priority >= self.priority
@@ -107,6 +117,21 @@ class RequestQueue:
             self._due.clear()
             self._timeouts.clear()
         return waiting
+
+    def promote(self, request: RequestId, now: float) -> None:
+        """Make it due before every other one here.
+
+        Raises:
+            KeyError: It does not wait here.
+        """
+        waiting = self._index[request]
+        earliest = self.earliest_due()
+        first = now if earliest is None else min(now, earliest)
+        if waiting.due_at > first or self._earliest(self._due) is not waiting:
+            waiting.due_at = first - _AHEAD_S
+            heapq.heappush(self._due, (waiting.due_at, request))
+            if len(self._due) > 2 * len(self._index) + STALE_KEPT:
+                self._forget_the_gone()
 
     def head(self, now: float, gate: Gate | None = None) -> Waiting | None:
         """Who is next, or None if nobody is (or may pass the gate)."""

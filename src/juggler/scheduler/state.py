@@ -3,7 +3,7 @@
 import enum
 import math
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,10 @@ from juggler.scheduler.ledger import NOTHING, Amounts, Ledger, greater, reduced,
 from juggler.scheduler.policy import Policy
 from juggler.scheduler.queue import Gate, RequestQueue, Total, Waiting
 from juggler.scheduler.transitions import GONE, LOADABLE, UP, Move, Residency, next_residency
+
+Told = Event | Waiting | tuple[str, RequestId, float, float | None]
+"""What the story is made of: events, and the short way's stand-ins for them, which cost less: what arrived, and
+("ended", request, when, when its answer began)."""
 
 STORY_LENGTH = 200
 """Events kept with their commands, to explain an impossible move."""
@@ -78,12 +82,22 @@ class Probe(enum.Enum):
     IDLE = "idle"
 
 
+@dataclass(frozen=True, slots=True)
+class Retirement:
+    """What becomes of an instance that a new configuration has replaced or removed, once nothing of it runs."""
+
+    successor: InstanceSpec | None
+    """Takes its place and its queue; None: it is forgotten."""
+
+
 @dataclass(slots=True)
 class Order:
     """An operator's order that waits for running requests to end. ``ids`` are those to be told when it is done."""
 
     kind: OrderKind
     ids: list[int]
+    retirement: Retirement | None = None
+    """It comes from a new configuration, and stands whatever else is ordered."""
 
 
 class Instance:
@@ -95,6 +109,7 @@ class Instance:
         "busy_seen_at",
         "cached",
         "cached_at_start",
+        "carried",
         "dying",
         "estimates",
         "failure",
@@ -114,6 +129,7 @@ class Instance:
         "order",
         "order_given_at",
         "out_of_memory",
+        "pin",
         "placements",
         "probe",
         "probed_at",
@@ -204,6 +220,10 @@ class Instance:
         """Starts in a row that ran out of memory."""
         self.unwanted_since: float | None = None
         """Since when nobody waits for the start under way."""
+        self.carried = (0, 0)
+        """How many ran and waited when a new configuration lowered the limits, or brought more here than they allow."""
+        self.pin: bool | None = None
+        """The operator's word on ``pinned``; None: as the configuration says."""
         self.swap: Decision | None = None
         """The decision that its start under way came from."""
 
@@ -214,6 +234,16 @@ class Instance:
     @property
     def up(self) -> bool:
         return self.residency in UP
+
+    @property
+    def retirement(self) -> Retirement | None:
+        """Set once a new configuration has replaced or removed it."""
+        return self.order.retirement if self.order is not None else None
+
+    @property
+    def pinned(self) -> bool:
+        """It is never a victim."""
+        return self.spec.pinned if self.pin is None else self.pin
 
     @property
     def loads_alone(self) -> bool:
@@ -248,10 +278,10 @@ class Instance:
 
     def stays(self) -> Amounts:
         """What it goes on holding, whoever wants it: nothing, unless it is pinned or somebody else's."""
-        if self.residency in HOLDS_NOTHING_LONG or not (self.spec.pinned or self.attached):
+        if self.residency in HOLDS_NOTHING_LONG or not (self.pinned or self.attached):
             return NOTHING
         asleep = self.residency in (Residency.UNLOADING, Residency.UNLOADED)
-        return self.residue if self.yields and (asleep or not self.spec.pinned) else self.footprint
+        return self.residue if self.yields and (asleep or not self.pinned) else self.footprint
 
     def ways_to_load(self) -> tuple[Amounts, ...]:
         """The placements that a load can choose from."""
@@ -307,6 +337,8 @@ class SchedulerState:
         self.timer_at: float | None = None
         """The timer as last set."""
         self.shutting_down = False
+        self.locked = False
+        """Nothing that is loaded or loading gives way, unless the operator orders it by name."""
         self.drain_until: float | None = None
         self.finished = False
         self.decisions: deque[Decision] = deque(maxlen=DECISIONS_KEPT)
@@ -320,8 +352,30 @@ class SchedulerState:
         self.reading: InstanceId | None = None
         """Whose files are being read ahead."""
         self._may_return: OrderedDict[str, set[InstanceId]] = OrderedDict()
-        self.story: deque[tuple[int, Event | Waiting, tuple[Command, ...]]] = deque(maxlen=STORY_LENGTH)
+        self.story: deque[tuple[int, Told, tuple[Command, ...]]] = deque(maxlen=STORY_LENGTH)
         self.events_handled = 0
+        self.on_move: Callable[[Instance, Move, float], None] | None = None
+        """Told of every move, after it was made; must be quick, and never raise."""
+
+    def add(self, spec: InstanceSpec) -> None:
+        """One more instance."""
+        self.instances[spec.id] = Instance(spec, self.policy, self.total)
+
+    def replace(self, instance: Instance, spec: InstanceSpec) -> None:
+        """Another instance by the same name, which takes over the queue. Nothing of the one before runs."""
+        fresh = Instance(spec, self.policy, self.total)
+        fresh.generation, fresh.queue = instance.generation, instance.queue
+        fresh.pin, fresh.carried = instance.pin, (0, max(len(instance.queue), instance.carried[1]))
+        self.instances[spec.id] = fresh
+        self.fit_the_unknown(fresh)
+
+    def forget(self, instance: Instance) -> None:
+        """An instance is no more. Nothing of it runs, and nobody waits for it."""
+        del self.instances[instance.id]
+        for plan in self.plans.values():
+            plan.victims = tuple(one for one in plan.victims if one[0] != instance.id)
+        for awaited in self._may_return.values():
+            awaited.discard(instance.id)
 
     def move(self, instance: Instance, move: Move, now: float) -> None:
         """Make a move of the table and bring the ledger and the derived fields along.
@@ -348,6 +402,8 @@ class SchedulerState:
             instance.probe = Probe.UNKNOWN
         if move in (Move.START, Move.ATTACH, Move.WAKE, Move.UNLOAD, Move.STOP):
             instance.order_given_at = now
+        if self.on_move is not None:
+            self.on_move(instance, move, now)
 
     def decided(
         self,
@@ -376,9 +432,12 @@ class SchedulerState:
         client = waiting.client
         if not client:
             return
-        awaited = self._may_return.setdefault(client, set())
-        self._may_return.move_to_end(client)
-        for elsewhere in [one for one in awaited if one != waiting.instance]:
+        awaited = self._may_return.get(client)
+        if awaited is None:
+            awaited = self._may_return[client] = set()
+        else:
+            self._may_return.move_to_end(client)
+        for elsewhere in [one for one in awaited if one != waiting.instance] if awaited else ():
             if self.instances[elsewhere].estimates.think.answered_elsewhere(client, waiting.arrived_at):
                 awaited.discard(elsewhere)
         awaited.add(waiting.instance)

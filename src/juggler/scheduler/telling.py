@@ -7,6 +7,7 @@ from juggler.units import format_duration, format_size
 CAUSES = {
     "operator": "by order of the operator",
     "idle": "idle for as long as idle_unload allows",
+    "reload": "the configuration was changed",
     "shutdown": "the juggler shuts down",
     "abandoned": "nobody waits for it any more",
     "unload failed": "its unload failed",

@@ -63,10 +63,14 @@ class Histogram:
 
     def add(self, seconds: float) -> None:
         """Count one think time; infinity, or more than the last edge, means not back."""
+        self.add_to(bin_of(seconds))
+
+    def add_to(self, index: int) -> None:
+        """Count one think time by its bin."""
         self._unit /= DECAY
         if self._unit > UNIT_MOST:
             self._counts, self._unit = [count / self._unit for count in self._counts], 1.0
-        self._counts[bin_of(seconds)] += self._unit
+        self._counts[index] += self._unit
         self.total = self.total * DECAY + 1.0
 
 
@@ -135,8 +139,9 @@ class ThinkTimes:
 
     def _learn(self, client: _Client, seconds: float) -> None:
         client.answered_at = None
-        client.histogram.add(seconds)
-        self.overall.add(seconds)
+        index = bin_of(seconds)
+        client.histogram.add_to(index)
+        self.overall.add_to(index)
 
     def returning(self, now: float) -> "Return | None":
         """The chance over time that one of the clients last answered comes back; None if nobody may."""

@@ -1,9 +1,9 @@
 """Where an instance's memory is, and every move between those places.
 
 Theory of operation. An instance is in exactly one ``Residency``. The scheduler moves it by giving an order
-(START, ATTACH, WAKE, UNLOAD, STOP, SHUT, OPEN), the outside world by reporting (BECAME_READY, START_FAILED, DEFERRED,
-NOT_ATTACHED, UNLOADED, UNLOAD_FAILED, UNLOAD_REFUSED, EXITED, GONE, GONE_AFTER_FAILURE). ``TABLE`` lists every move
-there is; an unlisted one raises ``InvalidTransition`` and changes nothing.
+(START, ATTACH, WAKE, UNLOAD, STOP, SHUT, OPEN, RETIRE), the outside world by reporting (BECAME_READY, START_FAILED,
+DEFERRED, NOT_ATTACHED, UNLOADED, UNLOAD_FAILED, UNLOAD_REFUSED, EXITED, GONE, GONE_AFTER_FAILURE). ``TABLE`` lists
+every move there is; an unlisted one raises ``InvalidTransition`` and changes nothing.
 
 ::
 
@@ -12,6 +12,7 @@ there is; an unlisted one raises ``InvalidTransition`` and changes nothing.
     anything alive --STOP / EXITED / START_FAILED / UNLOAD_FAILED--> stopping --GONE--> stopped
                                                                      stopping --GONE_AFTER_FAILURE--> failed
     failed --START--> starting
+    failed --RETIRE--> stopped        (a new configuration: the next start is not another try of the same)
     starting --DEFERRED--> stopped, waking --DEFERRED--> unloaded       (the memory is not there after all)
     stopped, failed --ATTACH--> attaching --BECAME_READY--> ready
                                 attaching --NOT_ATTACHED--> stopped
@@ -59,6 +60,7 @@ class Move(enum.Enum):
     OPEN = "open"
     UNLOAD = "unload"
     STOP = "stop"
+    RETIRE = "retire"
     BECAME_READY = "became ready"
     START_FAILED = "start failed"
     DEFERRED = "deferred"
@@ -77,6 +79,7 @@ _M = Move
 TABLE: dict[tuple[Residency, Move], Residency] = {
     (_R.STOPPED, _M.START): _R.STARTING,
     (_R.FAILED, _M.START): _R.STARTING,
+    (_R.FAILED, _M.RETIRE): _R.STOPPED,
     (_R.STOPPED, _M.ATTACH): _R.ATTACHING,
     (_R.FAILED, _M.ATTACH): _R.ATTACHING,
     (_R.ATTACHING, _M.BECAME_READY): _R.READY,

@@ -57,12 +57,16 @@ class Valuation:
         """Whether requests wait for its load: nobody gets it before it has served them."""
         if other.residency not in LOADING or not len(other.queue):
             return False
-        return not (other.spec.pinned or other.order is not None or other.attached)
+        if self.state.locked:
+            return False
+        return not (other.pinned or other.order is not None or other.attached)
 
     def excluded(self, other: Instance) -> str | None:
         """Why a resident cannot be had for anybody; None if it can."""
-        if other.spec.pinned:
+        if other.pinned:
             return "pinned"
+        if self.state.locked:
+            return "the operator has locked swapping"
         if other.order is not None:
             return "an operator's order is being carried out"
         if other.attached and not other.yields:

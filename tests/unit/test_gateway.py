@@ -1,0 +1,69 @@
+"""What requests of a listener are told to wait for, and as what."""
+
+import pytest
+
+from juggler.errors import NotLoaded
+from juggler.gateway import EndpointGateway
+from juggler.ids import EndpointId
+from juggler.proxy.contract import Lease, LocalResponse, RequestInfo, Route
+from juggler.proxy.head import Field
+from juggler.routing.table import Entry, RoutingTable
+from juggler.routing.traffic import TrafficClass, TrafficRule, TrafficTable
+
+UI = Entry(EndpointId("s/ui"), "ui", "/ui", True, TrafficTable([TrafficRule("GET /", TrafficClass.START)]))
+HTML: Field = (b"Accept: text/html\r\n", b"accept", b"text/html")
+PRERENDER: Field = (b"Sec-Purpose: prefetch;prerender\r\n", b"sec-purpose", b"prefetch;prerender")
+
+
+class Hold:
+    """Notes who waits, and lets nobody in."""
+
+    def __init__(self) -> None:
+        self.waited: list[TrafficClass] = []
+
+    def try_acquire(self, route: Route, request: RequestInfo) -> Lease | None:
+        return None
+
+    async def acquire(self, route: Route, request: RequestInfo) -> Lease:
+        self.waited.append(route.traffic)
+        raise NotLoaded("It is not loaded.")
+
+
+async def ask(hold: Hold, *fields: Field, target: bytes = b"/ui/") -> LocalResponse | None:
+    gateway = EndpointGateway(RoutingTable("s", [UI]), hold)
+    route = gateway.route(b"GET", target, b"h")
+    assert isinstance(route, Route)
+    request = RequestInfo(b"GET", target, "10.0.0.1", fields)
+    assert gateway.try_acquire(route, request) is None
+    try:
+        answer = await gateway.acquire(route, request)
+    except NotLoaded:
+        return None
+    assert isinstance(answer, LocalResponse)
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("fields", "traffic"),
+    [
+        ((HTML,), TrafficClass.START),
+        ((), TrafficClass.START),
+        ((HTML, PRERENDER), TrafficClass.LIGHT),
+    ],
+)
+async def test_a_page_that_nobody_has_opened_yet_starts_nothing(
+    fields: tuple[Field, ...], traffic: TrafficClass
+) -> None:
+    """Browsers fetch what their user may be about to open."""
+    hold = Hold()
+    assert await ask(hold, *fields) is None
+    assert hold.waited == [traffic]
+
+
+async def test_a_bare_prefix_is_redirected_before_anybody_waits() -> None:
+    """A redirect needs no backend."""
+    hold = Hold()
+    answer = await ask(hold, HTML, target=b"/ui")
+    assert answer is not None
+    assert answer.status == 307
+    assert hold.waited == []
