@@ -19,6 +19,7 @@ from juggler.errors import JugglerError, MemoryHeld
 from juggler.errors import OutOfMemory as OutOfMemoryError
 from juggler.ids import ANY_GPU, EndpointId, InstanceId, PoolId
 from juggler.keeper import MemoryKeeper, usable
+from juggler.known import Known
 from juggler.leases import EndpointPolicy
 from juggler.lifecycle.launcher import MachineMemory, MemoryPool, PoolUse
 from juggler.lifecycle.supervisor import Supervisor
@@ -458,7 +459,7 @@ def busy() -> tuple[Any, ...]:
     from juggler.proxy.wishes import NO_WISHES
     from juggler.scheduler.events import Kind
 
-    return Kind.WORK, NO_WISHES, "somebody"
+    return Kind.WORK, None, NO_WISHES, "somebody"
 
 
 @virtually
@@ -504,7 +505,7 @@ def test_what_could_not_be_looked_at_in_time_shares_no_record(
         await asyncio.sleep(3600)
 
     async def run() -> None:
-        monkeypatch.setattr(MemoryKeeper, "_look_at_files", hangs)
+        monkeypatch.setattr(Known, "look_at_files", hangs)
         sizes = {"a": 3 * GIB, "b": 20 * GIB}
         async with machine(tmp_path, instance("a"), sizes=sizes) as it:
             await it.load("a")

@@ -6,7 +6,7 @@ its handle only lets go of it.
 
 import asyncio
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
 
 from juggler.backends.base import Address, Backend, ProbeResult, StopStep
@@ -14,6 +14,7 @@ from juggler.clock import Clock
 from juggler.errors import AttachFailed, BackendExited
 from juggler.lifecycle.caller import HttpCaller, TlsFailed, connect
 from juggler.lifecycle.launcher import ExitReport
+from juggler.lifecycle.output import Stream, Subscriber
 from juggler.tls import HANDSHAKE_LIMIT_S, Trouble
 from juggler.units import SECONDS, format_duration
 
@@ -71,6 +72,12 @@ class AttachedHandle:
     def output(self, lines: int = 20) -> list[str]:
         """Nothing: it writes to somebody else's terminal."""
         return []
+
+    def subscribe(self, callback: Subscriber, *, replay: bool = False) -> Callable[[], None]:
+        return lambda: None
+
+    def begun(self) -> Sequence[tuple[Stream, str]]:
+        return ()
 
     def _end(self) -> ExitReport:
         if self.exit is None:
@@ -202,6 +209,8 @@ async def connect_trouble(address: Address) -> Trouble | None:
     except TlsFailed as error:
         return error.trouble
     except TimeoutError:
+        if address.tls is not None and await connect_trouble(Address(address.host, address.port)) is None:
+            return Trouble("it does not answer a TLS handshake", 'does `attach_to` want "http://"?')
         return Trouble(f"it does not accept connections ({address})")
     except OSError as error:
         return Trouble("the connection is refused" if isinstance(error, ConnectionRefusedError) else str(error))

@@ -457,6 +457,12 @@ def _become_backend(plan: dict[str, object], guardian: int, out: int, err: int, 
         # If the guardian itself is killed (memory shortage), at least the main process goes with it.
         if _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) and os.getppid() != guardian:
             os._exit(127)
+        descriptors = plan.get("descriptors")
+        if isinstance(descriptors, int):
+            import resource  # needed where the juggler has raised its own limit
+
+            hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+            resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, hard))
         null = os.open(os.devnull, os.O_RDWR)
         for source, target in ((null, 0), (out, 1), (err, 2)):
             os.dup2(source, target)

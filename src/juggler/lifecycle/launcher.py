@@ -6,12 +6,13 @@ limit, a call may fail or succeed twice, and an instance is addressed by what it
 assumed ``localhost``. No pid, signal number, ``Popen`` or ``/proc`` appears above it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from juggler.backends.base import Address, LaunchPlan, StopStep
 from juggler.ids import PoolId
+from juggler.lifecycle.output import Stream, Subscriber
 from juggler.lifecycle.page_cache import FileCache
 
 LOCAL_NODE = "local"
@@ -111,6 +112,17 @@ class LaunchHandle(Protocol):
 
     def output(self, lines: int = 20) -> list[str]:
         """The last lines of stdout and stderr together, oldest first, decoded, without line ends; bounded."""
+        ...
+
+    def subscribe(self, callback: Subscriber, *, replay: bool = False) -> Callable[[], None]:
+        """Call ``callback`` with the stream and the text of each complete line from now on; returns the way to end it.
+
+        ``replay`` passes on first what is kept of what came before. Escape sequences are in the text.
+        """
+        ...
+
+    def begun(self) -> Sequence[tuple[Stream, str]]:
+        """Lines whose end has not come yet."""
         ...
 
 

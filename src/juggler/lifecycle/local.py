@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from juggler.backends.base import Address, LaunchPlan, StopStep
+from juggler.descriptors import limit_for_others
 from juggler.devices.local import LocalDevices
 from juggler.errors import BackendError, StartFailed
 from juggler.ids import PoolId
@@ -24,7 +25,7 @@ from juggler.lifecycle import guardian, ports
 from juggler.lifecycle.guardian_link import GuardianLink, Session, portable, portable_env
 from juggler.lifecycle.launcher import LOCAL_NODE, ExitReport, LaunchInfo, MachineMemory, PoolUse
 from juggler.lifecycle.local_memory import LocalMemory
-from juggler.lifecycle.output import Subscriber
+from juggler.lifecycle.output import Stream, Subscriber
 from juggler.lifecycle.page_cache import FileCache, look_at
 from juggler.lifecycle.prefetch import budget_bytes, read_ahead
 from juggler.lifecycle.start_errors import check_plan, start_failed
@@ -142,6 +143,9 @@ class LocalHandle:
     def subscribe(self, callback: Subscriber, *, replay: bool = False) -> Callable[[], None]:
         """Call ``callback`` with each complete line of output (``OutputRing.subscribe``)."""
         return self._link.ring.subscribe(callback, replay=replay)
+
+    def begun(self) -> list[tuple[Stream, str]]:
+        return self._link.ring.begun()
 
     async def _walk(self, steps: tuple[StopStep, ...]) -> ExitReport:
         self._link.order("hold")
@@ -344,6 +348,7 @@ class LocalLauncher:
                     env=portable_env(plan.env),
                     cwd=portable(cwd),
                     temp_files=[portable(path) for path in _absolute_temp_files(plan)],
+                    descriptors=limit_for_others(),
                 )
                 handle = LocalHandle(self, launch_id, plan, address)
                 await asyncio.wait([link.outcome], timeout=EXEC_LIMIT_S)

@@ -11,6 +11,7 @@ import os
 import re
 from collections import deque
 from collections.abc import Callable
+from typing import Literal
 
 from juggler.units import KIB
 
@@ -23,22 +24,23 @@ READ_BYTES = 64 * KIB
 DRAIN_READS_MAX = 32
 """Reads when a process has ended; pipes hold at most 1 MiB unless root raised the limit (``pipe(7)``)."""
 
-_CUT_MARK = b" [cut]"
-_ESCAPES = re.compile(
+CUT_MARK = " [cut]"
+ESCAPES = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]"  # CSI: colours, cursor moves
     r"|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?"  # OSC and other strings: titles, links
     r"|\x1b[ -/]*[0-~]?"  # the short ones
-    r"|[\x00-\x08\x0b-\x1f\x7f]"  # control characters other than tab
+    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]"  # control characters other than tab and line feed
 )
 
 log = logging.getLogger(__name__)
 
-Subscriber = Callable[[str], None]
+Stream = Literal["stdout", "stderr"]
+Subscriber = Callable[[Stream, str], None]
 
 
 def strip_escapes(text: str) -> str:
-    """The text without terminal escape sequences and control characters (tabs stay)."""
-    return _ESCAPES.sub("", text)
+    """The text without terminal escape sequences and control characters (tabs and line feeds stay)."""
+    return ESCAPES.sub("", text)
 
 
 class LineCutter:
@@ -92,7 +94,7 @@ class LineCutter:
 def _last_state(line: bytes) -> bytes:
     line = line.rstrip(b"\r")
     line = line[line.rfind(b"\r") + 1 :]
-    return line if len(line) <= LINE_BYTES_MAX else line[: LINE_BYTES_MAX - len(_CUT_MARK)] + _CUT_MARK
+    return line if len(line) <= LINE_BYTES_MAX else line[: LINE_BYTES_MAX - len(CUT_MARK)] + CUT_MARK.encode()
 
 
 class OutputRing:
@@ -101,35 +103,40 @@ class OutputRing:
     def __init__(self, *, lines_max: int = RING_LINES_MAX, bytes_max: int = RING_BYTES_MAX) -> None:
         self._lines_max = lines_max
         self._bytes_max = bytes_max
-        self._lines: deque[bytes] = deque()
+        self._lines: deque[tuple[Stream, bytes]] = deque()
         self._bytes = 0
         self._subscribers: dict[object, Subscriber] = {}
-        self._cutters: dict[str, LineCutter] = {}
+        self._cutters: dict[Stream, LineCutter] = {}
         self.bytes_seen = 0
         """Everything the process has written so far, kept or not."""
 
-    def feed(self, stream: str, data: bytes) -> None:
-        """Bytes as they were read from ``stream`` (``"stdout"``, ``"stderr"``); lines of two streams never mix."""
+    def feed(self, stream: Stream, data: bytes) -> None:
+        """Bytes as they were read from ``stream``; lines of two streams never mix."""
         self.bytes_seen += len(data)
         skipped, lines = self._cutters.setdefault(stream, LineCutter()).feed(data)
         if skipped:
-            self._append(b"[%d lines skipped]" % skipped)
+            self._append(stream, b"[%d lines skipped]" % skipped)
         for line in lines:
-            self._append(line)
+            self._append(stream, line)
 
-    def finish(self, stream: str) -> None:
+    def finish(self, stream: Stream) -> None:
         """``stream`` has ended."""
         if (cutter := self._cutters.pop(stream, None)) is not None:
             for line in cutter.finish():
-                self._append(line)
+                self._append(stream, line)
 
     def tail(self, lines: int = 20) -> list[str]:
         """The last ``lines`` lines as plain text, oldest first; begun lines come last."""
         if lines <= 0:
             return []
-        begun = [cutter.pending for cutter in self._cutters.values() if cutter.pending]
-        wanted = [*self._lines, *begun][-lines:]
-        return [strip_escapes(line.decode("utf-8", "replace")) for line in wanted]
+        complete = [line.decode("utf-8", "replace") for _, line in self._lines]
+        wanted = [*complete, *(text for _, text in self.begun())][-lines:]
+        return [strip_escapes(text) for text in wanted]
+
+    def begun(self) -> list[tuple[Stream, str]]:
+        """Lines whose end has not come yet, escape sequences kept."""
+        pending = [(stream, cutter.pending) for stream, cutter in self._cutters.items()]
+        return [(stream, line.decode("utf-8", "replace")) for stream, line in pending if line]
 
     def subscribe(self, callback: Subscriber, *, replay: bool = False) -> Callable[[], None]:
         """Call ``callback`` with each complete line from now on, escape sequences kept; returns the way to end it.
@@ -137,8 +144,8 @@ class OutputRing:
         ``replay`` passes on what is in the ring first. An exception in the callback is logged and ends nothing.
         """
         if replay:
-            for line in tuple(self._lines):
-                _notify(callback, line.decode("utf-8", "replace"))
+            for stream, line in tuple(self._lines):
+                _notify(callback, stream, line.decode("utf-8", "replace"))
         key = object()
         self._subscribers[key] = callback
 
@@ -147,20 +154,20 @@ class OutputRing:
 
         return unsubscribe
 
-    def _append(self, line: bytes) -> None:
-        self._lines.append(line)
+    def _append(self, stream: Stream, line: bytes) -> None:
+        self._lines.append((stream, line))
         self._bytes += len(line) + 1
         while len(self._lines) > self._lines_max or self._bytes > self._bytes_max:
-            self._bytes -= len(self._lines.popleft()) + 1
+            self._bytes -= len(self._lines.popleft()[1]) + 1
         if self._subscribers:
             text = line.decode("utf-8", "replace")
             for callback in tuple(self._subscribers.values()):
-                _notify(callback, text)
+                _notify(callback, stream, text)
 
 
-def _notify(callback: Subscriber, text: str) -> None:
+def _notify(callback: Subscriber, stream: Stream, text: str) -> None:
     try:
-        callback(text)
+        callback(stream, text)
     except Exception:
         log.exception("a subscriber to a backend's output failed")
 
@@ -172,7 +179,7 @@ class PipeDrain:
     that does not go through the loop (``drain_now``).
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, fd: int, ring: OutputRing, stream: str) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, fd: int, ring: OutputRing, stream: Stream) -> None:
         self._loop = loop
         self._fd = fd
         self._ring = ring

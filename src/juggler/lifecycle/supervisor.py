@@ -31,7 +31,7 @@ from juggler.backends.secrets import redacted
 from juggler.clock import Clock
 from juggler.errors import BackendError, InvalidTransition, ReadyTimeout, StartFailed
 from juggler.ids import InstanceId
-from juggler.lifecycle.attaching import LOOK_EVERY_S, AttachedHandle, AttachTarget, has_died
+from juggler.lifecycle.attaching import AttachedHandle, AttachTarget, has_died
 from juggler.lifecycle.caller import HttpCaller
 from juggler.lifecycle.ending import end_by_force, end_politely, kill_on_the_way_out
 from juggler.lifecycle.guardian import remove_paths
@@ -43,7 +43,11 @@ from juggler.lifecycle.out_of_memory import as_out_of_memory, kernel_kills
 from juggler.lifecycle.planning import planned
 from juggler.lifecycle.readiness import LOG_TAIL_LINES, PortTaken, start_ended, unexpected_end, wait_until_ready
 from juggler.lifecycle.reports import Reports, as_backend_error, log_failure, masked_command
+from juggler.lifecycle.target_watch import TargetWatch
 from juggler.lifecycle.waiting import ProcessEnded, settle, succeeded, unless_ended
+from juggler.logs.book import Logs
+from juggler.logs.launches import LaunchLog
+from juggler.logs.masking import Masker
 from juggler.units import SECONDS, format_duration
 
 PORT_ATTEMPTS = 4
@@ -92,6 +96,7 @@ class Supervisor:
         reports: Gets what happened.
         clock: For log lines, deadlines and the status view.
         environ: The juggler's own environment, for ``Backend.plan``.
+        printed: Where what its processes print is kept.
     """
 
     def __init__(
@@ -102,6 +107,7 @@ class Supervisor:
         reports: Reports,
         clock: Clock,
         environ: Mapping[str, str],
+        printed: LaunchLog | None = None,
     ) -> None:
         self.instance = instance
         self._backend = backend
@@ -109,6 +115,7 @@ class Supervisor:
         self._reports = reports
         self._clock = clock
         self._environ = environ
+        self._printed = printed or Logs().of(instance, backend)
         self._orders: deque[Order] = deque()
         self._ordered = asyncio.Event()
         self._hurried = False
@@ -122,12 +129,12 @@ class Supervisor:
         """The latest process, kept after its end for its output and exit status."""
         self._started_at: float | None = None
         url = backend.settings.attach_to
-        self._target = AttachTarget(url, backend, clock) if url is not None else None
-        self._missed = ""
-        """Why there was nothing to attach to, as logged last."""
-        self._next_look_s = 0.0
-        self._suspected = False
         self._interruption = Interruption()
+        self._watch: TargetWatch | None = None
+        """On the server to attach to, where the configuration names one."""
+        if url is not None:
+            target = AttachTarget(url, backend, clock)
+            self._watch = TargetWatch(target, backend, self._orders, self._ordered, self._interruption)
         self._placement: Mapping[str, str] = {}
         self._kills_before = 0
 
@@ -152,7 +159,7 @@ class Supervisor:
         Raises:
             InvalidTransition: As for ``start``, or there is no server to attach to in the configuration.
         """
-        if self._target is None:
+        if self._watch is None:
             raise InvalidTransition(f"{self.instance}: there is nothing to attach to")
         self._open(generation)
         self._give(Order(Kind.ATTACH, generation))
@@ -182,9 +189,8 @@ class Supervisor:
 
     def suspect(self) -> None:
         """A request could not be passed on: look at once whether the attached server is still there."""
-        if self._launch is not None and self._launch.attached is not None:
-            self._suspected = True
-            self._ordered.set()
+        if self._watch is not None and self._launch is not None and self._launch.attached is not None:
+            self._watch.suspect()
 
     def hurry(self) -> None:
         """From now on stops are SIGKILL at once, without saving; also for one that is under way."""
@@ -255,8 +261,8 @@ class Supervisor:
                 await self._look_for_target()
                 continue
             try:
-                if launch.attached is not None:
-                    await self._look_after(launch.attached)
+                if launch.attached is not None and self._watch is not None:
+                    await self._watch.look_after(launch.attached)
                 else:
                     await unless_ended(launch.handle, self._ordered.wait(), "idle")
             except ProcessEnded as ended:
@@ -285,70 +291,35 @@ class Supervisor:
     # ---------------------------------------------------------------- attach
 
     async def _look_for_target(self) -> None:
-        """Until an order comes, or the server to attach to was found to answer."""
-        if self._target is None or await self._ordered_within(self._next_look_s):
+        """Until an order comes, or the server to attach to was looked for."""
+        if self._watch is None:
             await self._ordered.wait()
-            return
-        self._next_look_s = LOOK_EVERY_S
-        self._backend.attached = True
-        try:
-            found = await self._interruption.unless(lambda: bool(self._orders), self._target.answers())
-        except Interrupted:
-            return
-        except Exception:
-            _log.exception("%s: the %s module failed in probe", self.instance, self._backend.type_name)
-            return
-        if found:
+        elif await self._watch.finds():
             self._reports.attachable(self.instance)
 
-    async def _look_after(self, attached: AttachedHandle) -> None:
-        """Until an order comes, or for some seconds and then one look at the server.
-
-        Raises:
-            ProcessEnded: It does not accept connections any more.
-        """
-        if not self._suspected and await self._ordered_within(LOOK_EVERY_S):
-            return
-        self._suspected = False
-        try:
-            died = await self._interruption.unless(lambda: bool(self._orders), has_died(attached.address))
-        except Interrupted:
-            return
-        if died:
-            raise ProcessEnded(attached.lost())
-
-    async def _ordered_within(self, seconds: float) -> bool:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._ordered.wait()
-        except TimeoutError:
-            return False
-        return True
-
     async def _attach(self, generation: int) -> None:
-        assert self._target is not None
+        assert self._watch is not None
         began = self._clock.monotonic()
         self._backend.attached = True
         try:
-            await self._unless_stopped(generation, self._take_hold(generation, self._target))
+            await self._unless_stopped(generation, self._take_hold(generation, self._watch.target))
         except Interrupted:
             return  # the stop order is in the queue and lets go of what was found
         except Exception as error:
             self._launch = None
             failure = self._as_backend_error(error, "could not be attached to")
-            if failure.message != self._missed:
-                _log.info("%s", failure.message)
-            self._missed = failure.message
+            self._watch.tell_missed(failure)
             self._close(generation)
             self._reports.not_attached(self.instance, generation, failure)
         else:
-            self._missed = ""
-            self._on_ready(generation, began, f"attached at {self._target.url}")
+            self._watch.tell_missed(None)
+            self._on_ready(generation, began, f"attached at {self._watch.target.url}")
 
     async def _take_hold(self, generation: int, target: AttachTarget) -> None:
         caller = await target.find()
         attached = AttachedHandle(f"{self.instance}#{generation}", caller.address, self._clock)
         self._launch = launch = _Launch(generation, attached, caller, 0.0, attached)
+        self._printed.note(f"attached at {target.url}; what it prints is not seen here")
         await self._hook(launch, self._backend.after_start(caller), "after_start")
 
     # ---------------------------------------------------------------- start and wake
@@ -386,7 +357,8 @@ class Supervisor:
         async with asyncio.timeout(RESERVE_LIMIT_S):
             address = await self._launcher.reserve()
         plan = await planned(self._backend, address, {**self._environ, **self._placement})
-        _log.info("starting %s: %s", self.instance, masked_command(plan.argv))
+        command = Masker(self._backend.secrets).mask(masked_command(plan.argv))
+        _log.info("starting %s: %s", self.instance, command)
         spawning = asyncio.create_task(
             self._launcher.start(f"{self.instance}#{generation}", plan, address), name=f"{self.instance} spawn"
         )
@@ -399,6 +371,7 @@ class Supervisor:
                 self._started_at = self._clock.wall()
                 grace_s = sum(step.grace_s for step in plan.stop_ladder)
                 self._launch = _Launch(generation, handle, HttpCaller(handle.address), grace_s)
+                self._printed.started(command, handle)
             else:
                 spawning.cancel()
                 # Private files of a plan that never became a process; for all others it is the launcher's task.
@@ -446,7 +419,9 @@ class Supervisor:
     def _on_ready(self, generation: int, began: float, state: str) -> None:
         assert self._launch is not None
         self._launch.unsaved = True
-        _log.info("%s %s after %s", self.instance, state, format_duration(self._clock.monotonic() - began))
+        took = format_duration(self._clock.monotonic() - began)
+        _log.info("%s %s after %s", self.instance, state, took)
+        self._printed.note(f"{state} after {took}")
         attached = self._launch.attached is not None
         self._reports.instance_ready(
             self.instance,
@@ -460,6 +435,7 @@ class Supervisor:
         """Report a failed start or wake at once, then remove what is left of the process."""
         error = as_out_of_memory(error, killed_by_kernel=kernel_kills() > self._kills_before)
         log_failure(self.instance, error)
+        self._printed.note(error.message)
         self._reports.start_failed(self.instance, generation, error)
         await self._end(polite=False)
         self._on_gone(generation)
@@ -478,7 +454,9 @@ class Supervisor:
         if failure is not None and launch.attached is not None and await has_died(launch.attached.address):
             await self._on_unexpected_end(launch, launch.attached.lost())
         elif failure is None:
-            _log.info("%s unloaded after %s", self.instance, format_duration(self._clock.monotonic() - began))
+            took = format_duration(self._clock.monotonic() - began)
+            _log.info("%s unloaded after %s", self.instance, took)
+            self._printed.note(f"unloaded after {took}")
             self._reports.unloaded(self.instance, launch.generation)
         else:
             _log.warning("%s could not be unloaded: %s", self.instance, failure)
@@ -517,6 +495,7 @@ class Supervisor:
             await self._end(polite=True)
             _log.info("%s let go: the attached server runs on", self.instance)
         elif launch is not None:
+            self._printed.note("is being stopped")
             try:
                 await self._interruption.unless(lambda: self._hurried, self._save(launch))
             except (Interrupted, ProcessEnded):
@@ -526,8 +505,8 @@ class Supervisor:
         self._on_gone(generation)
 
     async def _on_unexpected_end(self, launch: _Launch, report: ExitReport) -> None:
-        if launch.attached is not None and self._target is not None:
-            error: BackendError = self._target.lost()
+        if launch.attached is not None and self._watch is not None:
+            error: BackendError = self._watch.target.lost()
         else:
             error = await unexpected_end(self._backend, launch.handle, report)
         if self._stop_is_ordered(launch.generation):
@@ -552,6 +531,7 @@ class Supervisor:
         if not gone:
             await end_by_force(self.instance, launch.handle)
         self._launch = None
+        self._printed.ended(launch.handle.exit)
 
     def _on_gone(self, generation: int) -> None:
         self._close(generation)
@@ -575,7 +555,8 @@ class Supervisor:
         self._ended_generation = max(generation, self._ended_generation)
         if self._open_generation == generation:
             self._open_generation = None
-        self._next_look_s = LOOK_EVERY_S
+        if self._watch is not None:
+            self._watch.pause()
 
     def _give(self, order: Order) -> None:
         if len(self._orders) >= ORDERS_LIMIT:

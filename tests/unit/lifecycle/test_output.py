@@ -57,7 +57,7 @@ def test_the_ring_is_bounded_in_lines_and_bytes() -> None:
     assert len(ring.tail(1000)) == 100
     for _ in range(100):
         ring.feed("stdout", b"y" * 1000 + b"\n")
-    assert sum(len(line) + 1 for line in ring._lines) == ring._bytes <= 10_000
+    assert sum(len(line) + 1 for _, line in ring._lines) == ring._bytes <= 10_000
 
 
 def test_one_chunk_with_very_many_lines_costs_only_its_end() -> None:
@@ -96,22 +96,23 @@ def test_subscribers_see_lines_once_and_cannot_do_harm(caplog: pytest.LogCapture
     """Replay, order, unsubscribing, and an exception in one callback."""
     ring = OutputRing()
     ring.feed("stdout", b"before\n")
-    seen: list[str] = []
+    seen: list[tuple[str, str]] = []
     fresh: list[str] = []
 
-    def broken(line: str) -> None:
+    def broken(stream: str, line: str) -> None:
         raise RuntimeError("broken")
 
     ring.subscribe(broken)
-    unsubscribe = ring.subscribe(seen.append, replay=True)
-    ring.subscribe(fresh.append)
-    ring.feed("stdout", b"\x1b[1mafter\nbegun")
-    assert seen == ["before", "\x1b[1mafter"]
+    unsubscribe = ring.subscribe(lambda stream, text: seen.append((stream, text)), replay=True)
+    ring.subscribe(lambda stream, text: fresh.append(text))
+    ring.feed("stderr", b"\x1b[1mafter\nbegun")
+    assert seen == [("stdout", "before"), ("stderr", "\x1b[1mafter")]
+    assert ring.begun() == [("stderr", "begun")]
     assert "subscriber" in caplog.text
     unsubscribe()
     unsubscribe()
-    ring.finish("stdout")
-    assert seen == ["before", "\x1b[1mafter"]
+    ring.finish("stderr")
+    assert len(seen) == 2
     assert fresh == ["\x1b[1mafter", "begun"]
 
 

@@ -1,0 +1,98 @@
+"""What the keeper of memory makes of a new configuration; real supervisors, virtual time."""
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+from tests.fakes.test_memory_keeper import GPU0, Machine, Modelled, instance, machine, virtually
+
+from juggler.config.resolve import ResolvedInstance
+from juggler.ids import ANY_GPU, InstanceId
+from juggler.memory.footprint import Origin
+from juggler.scheduler import events
+from juggler.scheduler.ledger import EXCLUSIVE_POOL
+from juggler.scheduler.state import InstanceSpec
+from juggler.units import GIB
+
+A = InstanceId("a")
+
+
+def declared(one: ResolvedInstance, size: int | None) -> ResolvedInstance:
+    return replace(one, memory=None if size is None else {ANY_GPU: size})
+
+
+def held(it: Machine) -> int:
+    return it.engine.scheduler.state.ledger.used(GPU0)
+
+
+@virtually
+async def test_a_memory_declared_anew_counts_at_once_for_a_loaded_model(tmp_path: Path) -> None:
+    """And it is what the next start counts with."""
+    one = instance("a", 5 * GIB)
+    async with machine(tmp_path, one, sizes={"a": 4 * GIB}) as it:
+        await it.load("a")
+        assert held(it) == 5 * GIB
+        it.keeper.change(A, declared(one, 9 * GIB))
+        assert held(it) == 9 * GIB
+        await it.unload("a")
+        assert it.full("a") == {GPU0: 9 * GIB}
+
+
+@virtually
+async def test_a_memory_that_is_declared_no_longer_is_decided_anew_when_the_model_has_gone(tmp_path: Path) -> None:
+    """Until then it was let in with what was declared."""
+    one = instance("a", 5 * GIB)
+    async with machine(tmp_path, one, sizes={"a": 4 * GIB}) as it:
+        await it.load("a")
+        await asyncio.sleep(15)
+        it.keeper.change(A, declared(one, None))
+        assert held(it) == 5 * GIB
+        await it.unload("a")
+        assert it.keeper.origin(A) is Origin.LEARNED
+        assert it.full("a")[GPU0] < 5 * GIB
+
+
+@virtually
+async def test_a_memory_declared_anew_for_a_stopped_model(tmp_path: Path) -> None:
+    one = instance("a", 5 * GIB)
+    async with machine(tmp_path, one, sizes={"a": 4 * GIB}) as it:
+        it.keeper.change(A, declared(one, 9 * GIB))
+        assert it.full("a") == {GPU0: 9 * GIB}
+        it.keeper.change(A, replace(declared(one, 9 * GIB), pinned=True))
+        assert it.full("a") == {GPU0: 9 * GIB}, "nothing of it has changed"
+
+
+@virtually
+async def test_other_sizes_of_pools_are_counted_with(tmp_path: Path) -> None:
+    """What nobody knows takes all there is, also of the new size."""
+    async with machine(tmp_path, instance("a"), sizes={"a": GIB}, declared={GPU0: 24 * GIB}) as it:
+        assert it.full("a") == {GPU0: 24 * GIB}
+        policy = it.engine.scheduler.state.policy
+        it.engine.post(events.Reconfigured(it.engine.now(), policy, capacity={GPU0: 12 * GIB}))
+        it.keeper.resize({GPU0: 12 * GIB})
+        assert it.full("a") == {GPU0: 12 * GIB}
+
+
+@virtually
+async def test_one_that_comes_is_known_from_earlier_runs_and_one_that_goes_is_not_forgotten(tmp_path: Path) -> None:
+    """What was learned belongs to program and files, not to a configuration."""
+    one = instance("a")
+    async with machine(tmp_path, one, sizes={"a": 4 * GIB}) as it:
+        await it.load("a")
+        await asyncio.sleep(15)
+    async with machine(tmp_path, instance("b"), sizes={"a": 4 * GIB, "b": GIB}) as it:
+        backend = Modelled(one.settings)
+        known = await it.keeper.look(one, backend)
+        spec = it.keeper.informed(InstanceSpec(A, "a", {EXCLUSIVE_POOL: 1}), known)
+        assert 4 * GIB <= spec.footprint[GPU0] < 5 * GIB
+        assert spec.sure
+        policy = it.engine.scheduler.state.policy
+        it.engine.post(events.Reconfigured(it.engine.now(), policy, added=(spec,)))
+        it.keeper.take(A, known)
+        assert it.keeper.origin(A) is Origin.LEARNED
+        assert it.engine.scheduler.state.instances[A].estimates.exported()
+        it.engine.post(events.Reconfigured(it.engine.now(), policy, removed=(A,)))
+        it.keeper.forget(A)
+        await it.keeper.save()
+    async with machine(tmp_path, one, sizes={"a": 4 * GIB}) as it:
+        assert it.keeper.origin(A) is Origin.LEARNED
