@@ -1,44 +1,43 @@
 """The composition root: a resolved configuration becomes objects, and they live in one TaskGroup."""
 
 import asyncio
-import contextlib
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from juggler.backends.base import Backend
-from juggler.backends.registry import api_for, create, traffic_for
 from juggler.clock import SystemClock
+from juggler.config.load import LoadedConfig
 from juggler.config.machine import directory_trouble
-from juggler.config.resolve import ResolvedConfig, ResolvedEndpoint, ResolvedInstance, ResolvedServer, default_temp_dir
-from juggler.control.api import ControlGateway
-from juggler.descriptors import make_room, told_in_moderation
+from juggler.config.resolve import ResolvedConfig, default_temp_dir
+from juggler.control.plane import ControlPlane
+from juggler.control.steering import Steering
+from juggler.descriptors import told_in_moderation
 from juggler.engine import Engine
 from juggler.errors import ConfigError
-from juggler.gateway import EndpointGateway
 from juggler.ids import InstanceId
 from juggler.keeper import MemoryKeeper
-from juggler.leases import EndpointPolicy
 from juggler.lifecycle.launcher import Launcher
 from juggler.lifecycle.local import LocalLauncher
-from juggler.lifecycle.supervisor import Supervisor
-from juggler.memory.store import LearnedStore
-from juggler.page_waits import PageWaits
-from juggler.proxy.limits import Limits
-from juggler.proxy.listener import Listener, start_listener
-from juggler.proxy.replies import Replies
-from juggler.proxy.tls import Certificate
-from juggler.routing.table import Entry, RoutingTable
-from juggler.routing.traffic import TrafficTable
-from juggler.scheduler.core import Scheduler
-from juggler.scheduler.ledger import EXCLUSIVE_POOL, Amounts
-from juggler.scheduler.state import InstanceSpec
-from juggler.tls import BadPair
+from juggler.listeners import Listeners
+from juggler.listeners import Prepared as PreparedDoors
+from juggler.logs.book import Logs
+from juggler.proxy.listener import Listener
+from juggler.reload.outcome import ReloadOutcome
+from juggler.reload.plan import ReloadPlan
+from juggler.reload.reloader import Reloader
+from juggler.reload.report import outcome_data, report, summary
+from juggler.reload.source import read_from
+from juggler.service.notify import Notifier
+from juggler.signals import install
 from juggler.warmup import Warmup
+from juggler.world import Successor, World
+
+if TYPE_CHECKING:
+    from juggler.history.history import History
 
 _log = logging.getLogger("juggler.app")
 
@@ -61,6 +60,16 @@ SWITCH_INTERVAL_S = 0.0005
 """For helper threads: with CPython's default of 5 ms a busy one delays every stream (dataplane.md section 3)."""
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What was made ready for a new configuration."""
+
+    coming: Mapping[InstanceId, Successor]
+    doors: PreparedDoors
+    went_live: asyncio.Event
+    """To be set when it is in effect: requests at new listeners wait for that."""
+
+
 @dataclass
 class App:
     """One running juggler.
@@ -76,14 +85,32 @@ class App:
     launcher: Launcher | None = None
     on_listening: Callable[["App"], None] | None = None
     """Called once all listeners are open."""
+    notifier: Notifier | None = None
+    """Tells the service manager how it goes."""
+    loaded: LoadedConfig | None = None
+    """What ``config`` was made from; with it, the file can be read again (``reload``)."""
     engine: Engine = field(init=False)
     keeper: MemoryKeeper = field(init=False)
     warmup: Warmup = field(init=False)
-    listeners: dict[str, Listener] = field(init=False, default_factory=dict)
-    """By server name."""
-    control: Listener | None = field(init=False, default=None)
-    _pages: PageWaits | None = field(init=False, default=None)
+    logs: Logs = field(init=False, default_factory=Logs)
+    history: "History" = field(init=False)
+    steering: Steering = field(init=False)
+    control: ControlPlane | None = field(init=False, default=None)
+    reloader: Reloader = field(init=False)
+    _world: World = field(init=False)
+    _doors: Listeners = field(init=False)
+    _tasks: asyncio.TaskGroup = field(init=False)
+    _warming: "asyncio.Task[None]" = field(init=False)
     _stopping: asyncio.Event = field(init=False, default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        path = Path(self.loaded.path) if self.loaded is not None else None
+        self.reloader = Reloader(self, path, read_from(self.loaded) if self.loaded is not None else None)
+
+    @property
+    def listeners(self) -> Mapping[str, Listener]:
+        """Those of the operator, by the name of their server."""
+        return self._doors.by_name
 
     async def run(self) -> None:
         """Serve until ``stop`` is called; returns with every child gone.
@@ -94,110 +121,154 @@ class App:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(told_in_moderation(loop.time))
+        self.logs.open()
         self._prepare_directories()
         clock = SystemClock()
-        launcher: Launcher
-        if self.launcher is not None:
-            launcher = self.launcher
-        else:
-            launcher = LocalLauncher()
-        backends = {one.id: create(one.settings) for one in self.config.instances}
-        self.engine = _make_engine(self.config, backends, clock)
-        self.keeper = MemoryKeeper(
-            self.engine.scheduler,
-            {one.id: (one, backends[one.id]) for one in self.config.instances},
-            launcher,
-            LearnedStore(self.config.state_dir / "learned.json"),
-            clock,
-            self.engine.post,
-            declared=self.config.pools,
-            automatic=self.config.auto_pools,
-        )
-        self.engine.keeper = self.keeper
+        launcher = self.launcher if self.launcher is not None else LocalLauncher()
+        self._world = World(self.config, launcher, clock, self.logs)
+        self.engine, self.keeper = self._world.engine, self._world.keeper
+        self._doors = Listeners(self.engine)
         self.warmup = Warmup(self.config.warmup)
-        for instance, backend in backends.items():
-            self.engine.supervisors[instance] = Supervisor(
-                instance, backend, launcher, self.engine, clock, dict(os.environ)
-            )
+        self.steering = Steering(self.engine)
         try:
             async with asyncio.TaskGroup() as tasks:
-                certificates = await self._listen()
-                owners = [tasks.create_task(self._keep_memory(), name="memory")]
-                owners += [tasks.create_task(one.watch(), name="certificate") for one in certificates]
-                owners += [
-                    tasks.create_task(self._own(supervisor), name=f"supervisor {instance}")
-                    for instance, supervisor in self.engine.supervisors.items()
-                ]
+                self._tasks = tasks
+                await self._listen(tasks)
+                self._record(tasks, clock)  # not before: a second juggler by mistake ends here, and writes nothing
+                self._world.start(tasks)
+                helpers = [tasks.create_task(self.reloader.run(), name="reload")]
+                if self.notifier is not None:
+                    helpers.append(tasks.create_task(self.notifier.run(self._in_short), name="notifier"))
+                if self.control is not None:
+                    helpers.append(tasks.create_task(self.control.run(), name="control plane"))
                 try:
                     await self._serve(tasks, launcher)
                 finally:
-                    for owner in owners:
-                        owner.cancel()
-                    await self.keeper.save()
+                    self.steering.close()
+                    self._doors.stop_watching()
+                    for helper in helpers:
+                        helper.cancel()
+                    await self._world.stop()
+                    await self.history.stop()
         except ExceptionGroup as group:
             raise group.exceptions[0] from group
         finally:
-            for listener in self._all_listeners():
-                listener.abort()
+            self._doors.abort()
+            if self.control is not None:
+                self.control.abort()
             await launcher.close()
+            self.logs.close()
 
-    async def _keep_memory(self) -> None:
-        """Find the memory, let requests in, and watch it from then on."""
-        try:
-            await self.keeper.open()
-        finally:
-            self.engine.opened.set()
-        await self.keeper.run()
+    def _record(self, tasks: asyncio.TaskGroup, clock: SystemClock) -> None:
+        # Here, because clients can connect by now, and need not wait for what this imports: SQLite and more.
+        from juggler.history.history import History
 
-    async def _own(self, supervisor: Supervisor) -> None:
-        """An owner looks for servers to attach to as soon as it runs: not before the memory is known."""
-        await self.engine.opened.wait()
-        await supervisor.run()
+        self.history = History(self.engine, clock, self.config.state_dir, self.config.history)
+        self.history.start(tasks)
 
     async def _serve(self, tasks: asyncio.TaskGroup, launcher: Launcher) -> None:
         if isinstance(launcher, LocalLauncher):
             launcher.prepare()  # the first start finds a guardian ready
-        warming = tasks.create_task(self.warmup.run(self.engine), name="warm-up")
+        self._warm_up()
         if self.on_listening is not None:
             self.on_listening(self)
+        if self.notifier is not None:
+            self.notifier.ready()
+            self.reloader.on_begin = self.notifier.reloading
+            self.reloader.when_changed(self.notifier.ready)
         await self._stopping.wait()
-        warming.cancel()
-        closing = [
-            tasks.create_task(listener.close(self.drain_s), name="close listener") for listener in self._all_listeners()
-        ]
+        self._warming.cancel()
+        closing = tasks.create_task(self._doors.close(self.drain_s), name="close listeners")
         try:
             async with asyncio.timeout(self.drain_s + LAST_RESORT_S):
                 await self.engine.finished.wait()
         except TimeoutError:
             _log.error("some processes did not end in time; they are killed")
         # What was answered may still be on its way to a slow client; closing is bounded by the drain itself.
-        await asyncio.wait(closing, timeout=self.drain_s + CLOSE_SLACK_S)
-        for task in closing:
-            task.cancel()
+        await asyncio.wait((closing,), timeout=self.drain_s + CLOSE_SLACK_S)
+        closing.cancel()
 
     def stop(self) -> None:
         """First call: drain. Second call: hurry."""
-        if self._pages is not None:
-            self._pages.close()
+        self._doors.forget_pages()
         if not self._stopping.is_set():
             _log.info("shutting down; running requests have %.0f s (again: at once)", self.drain_s)
             self._stopping.set()
+            if self.notifier is not None:
+                self.notifier.stopping(self.drain_s + LAST_RESORT_S)
             self.engine.shut_down(self.drain_s)
         else:
             _log.warning("shutting down at once")
-            for listener in self._all_listeners():
-                listener.abort()
+            self._doors.abort()
             self.engine.hurry()
 
     def install_signal_handlers(self) -> None:
-        """SIGTERM and Ctrl-C stop the app, a second one hurries it."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            with contextlib.suppress(NotImplementedError):  # Windows: Ctrl-C arrives as KeyboardInterrupt
-                loop.add_signal_handler(number, self.stop)
+        """SIGTERM and Ctrl-C stop the app, a second one hurries it; SIGHUP reloads the file it was made from."""
+        install(self.stop, self.reloader.signal if self.reloader.path is not None else None)
 
-    def _all_listeners(self) -> list[Listener]:
-        return [*self.listeners.values(), *([self.control] if self.control is not None else [])]
+    # -- a new configuration -------------------------------------------------------------------------------------
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it is on its way out."""
+        return self._stopping.is_set()
+
+    async def reload(self, *, dry_run: bool = False, by: str = "API") -> ReloadOutcome:
+        """Read the configuration file again and take it up, or only say what that would change."""
+        return await self.reloader.reload(by, dry_run=dry_run)
+
+    async def prepare(self, wanted: ReloadPlan) -> Prepared:
+        """What can fail, or takes time; see ``reload.reloader.Target``."""
+        coming = await self._world.prepare(wanted)
+        went_live = asyncio.Event()
+        return Prepared(coming, await self._doors.prepare(wanted, went_live), went_live)
+
+    async def give_up(self, prepared: Prepared) -> None:
+        """Everything goes on as before."""
+        await self._doors.give_up(prepared.doors)
+
+    def change(self, wanted: ReloadPlan, prepared: Prepared) -> None:
+        """Take it up, in one turn of the loop."""
+        self._world.change(wanted, prepared.coming)
+        self._doors.change(wanted, prepared.doors)
+        self.config = wanted.config
+        prepared.went_live.set()
+        endpoints = [one for server in wanted.config.servers for one in server.endpoints]
+        self.warmup.change(wanted.config.warmup, {one.id for one in endpoints if one.instance in prepared.coming})
+        if self._warming.done():
+            self._warm_up()
+
+    def _warm_up(self) -> None:
+        self._warming = self._tasks.create_task(self.warmup.run(self.engine), name="warm-up")
+
+    # -- for the control plane -----------------------------------------------------------------------------------
+
+    def type_of(self, instance: InstanceId) -> str:
+        """The backend type of an instance; empty for one that is about to be forgotten."""
+        return next((one.settings.type for one in self.config.instances if one.id == instance), "")
+
+    def config_summary(self) -> dict[str, object]:
+        """Where the configuration came from, how many problems it has, what the last reload did."""
+        return summary(self.reloader, self.config)
+
+    def config_report(self) -> dict[str, object]:
+        """The configuration with its problems, secrets masked."""
+        return report(self.reloader, self.config)
+
+    async def reload_by_api(self, *, dry_run: bool) -> dict[str, object]:
+        """Read the configuration again; returns what came of it as plain data, with ``ok``."""
+        return outcome_data(await self.reload(dry_run=dry_run), self.reloader, self.config)
+
+    def when_changed(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Have ``listener`` called after each reload; returns what ends that."""
+        return self.reloader.when_changed(listener)
+
+    def _in_short(self) -> str:
+        """One line for the service manager."""
+        instances = list(self.engine.scheduler.state.instances.values())
+        loaded = sum(1 for one in instances if one.up)
+        waiting, running = sum(len(one.queue) for one in instances), sum(len(one.running) for one in instances)
+        return f"{loaded} of {len(instances)} loaded, {running} running, {waiting} waiting"
 
     def _prepare_directories(self) -> None:
         for key, directory in (("temp_dir", self.config.temp_dir), ("state_dir", self.config.state_dir)):
@@ -212,73 +283,19 @@ class App:
         if self.config.temp_dir == default_temp_dir():
             _make_private(self.config.temp_dir)
 
-    async def _listen(self) -> list[Certificate]:
-        """Open all listeners; returns the certificates in use."""
-        certificates: list[Certificate] = []
-        replies = Replies()
-        if self.config.page_after_s is not None:
-            self._pages = PageWaits(self.engine, self.config.page_after_s)
-        connections = make_room([one.limits.connections for one in self.config.servers])
-        for server in self.config.servers:
-            entries = [
-                Entry(one.id, one.name, one.prefix, one.strip_prefix, _traffic(one), api_for(one.type))
-                for one in server.endpoints
-            ]
-            certificate = _certificate(server)
-            if certificate is not None:
-                certificates.append(certificate)
-            gateway = EndpointGateway(RoutingTable(server.name, entries), self.engine, self._pages)
-            limits = _limits(self.config, server, connections)
-            try:
-                listener = await start_listener(gateway, server.host, server.port, limits, replies, certificate)
-            except OSError as error:
-                raise ConfigError(
-                    f"server {server.name!r} {error.strerror or error}",  # "cannot listen on ..."
-                    hint="another program has the port, or the address is not one of this machine's",
-                ) from error
-            self.listeners[server.name] = listener
-            where = ", ".join(f"{host}:{port}" for host, port in listener.addresses)
-            _log.info("%s listens on %s%s", server.name, where, " with HTTPS" if listener.secure else "")
+    async def _listen(self, tasks: asyncio.TaskGroup) -> None:
+        """Open all listeners."""
+        await self._doors.open(self.config, tasks)
         control = self.config.control
         if control is None:
-            return certificates
-        gateway_of_control = ControlGateway(self.engine, self.warmup, SystemClock(), control.host)
+            return
         try:
-            self.control = await start_listener(gateway_of_control, control.host, control.port)
+            self.control = ControlPlane(self, control)
         except OSError as error:
-            _log.warning(
-                "no status API: %s; set `control` in the configuration",
-                error.strerror or error,
-            )
-        return certificates
-
-
-def _limits(config: ResolvedConfig, server: ResolvedServer, connections: int | None) -> Limits:
-    """The bounds of a server's listener, with as many connections as there are descriptors for."""
-    comments_s = config.comments_every_s
-    return replace(
-        server.limits,
-        connections=server.limits.connections if connections is None else min(server.limits.connections, connections),
-        comment_after_s=comments_s,
-        comment_every_s=comments_s or Limits().comment_every_s,
-        send_processing=config.processing,
-        page_after_s=config.page_after_s,
-        answer_half_closed=config.answer_half_closed,
-    )
-
-
-def _certificate(server: ResolvedServer) -> Certificate | None:
-    """What a server proves itself with; None: it speaks plain HTTP.
-
-    Raises:
-        ConfigError: Its files cannot be used.
-    """
-    if server.tls is None:
-        return None
-    try:
-        return Certificate(server.tls.cert, server.tls.key)
-    except BadPair as error:
-        raise ConfigError(f"server {server.name!r}: {error.message}", hint=error.hint) from error
+            _log.warning("no dashboard and no API: %s; set `control` in the configuration", error.strerror or error)
+        else:
+            host, port = self.control.addresses[0]
+            _log.info("dashboard and API on http://%s:%d", f"[{host}]" if ":" in host else host, port)
 
 
 def _make_private(directory: Path) -> None:
@@ -295,52 +312,3 @@ def _make_private(directory: Path) -> None:
             hint="remove it, or name another `temp_dir` that only you can write to",
         )
     directory.chmod(0o700)
-
-
-def _make_engine(config: ResolvedConfig, backends: Mapping[InstanceId, Backend], clock: SystemClock) -> Engine:
-    capacity: Amounts = config.pools if config.pools is not None else {EXCLUSIVE_POOL: 1}
-    specs = [_spec(config, one, backends[one.id]) for one in config.instances]
-    endpoints = [endpoint for server in config.servers for endpoint in server.endpoints]
-    return Engine(
-        Scheduler(specs, capacity, config.policy),
-        {
-            one.id: EndpointPolicy(
-                one.name, one.instance, one.priority, one.max_wait_s, config.queue_timeout_s, one.max_priority
-            )
-            for one in endpoints
-        },
-        clock,
-    )
-
-
-def _spec(config: ResolvedConfig, instance: ResolvedInstance, backend: Backend) -> InstanceSpec:
-    settings, capabilities = instance.settings, backend.capabilities
-    footprint = _footprint(config, instance)
-    attaches = settings.attach_to is not None
-    return InstanceSpec(
-        id=instance.id,
-        name=instance.name,
-        footprint=footprint,
-        footprint_kept=footprint if instance.memory is not None else {},
-        slots=instance.concurrency or backend.default_concurrency,
-        queue_limit=instance.queue_limit,
-        soft_unload=settings.model_unloading and capabilities.unload != "none",
-        attaches=attaches,
-        starts=settings.binary is not None or not attaches,
-        pinned=instance.pinned,
-        loads_alone=capabilities.loads_alone,
-        probes_busy=capabilities.work_outlives_request or (attaches and capabilities.unload_needs_idle),
-        answers_when_unloaded=capabilities.answers_when_unloaded,
-        idle_unload_s=instance.idle_unload_s,
-    )
-
-
-def _footprint(config: ResolvedConfig, instance: ResolvedInstance) -> Amounts:
-    """Until more is known (``MemoryKeeper.open``): what is declared, else all of every pool."""
-    if config.pools is None:
-        return {EXCLUSIVE_POOL: 1}
-    return instance.memory if instance.memory is not None else dict(config.pools)
-
-
-def _traffic(endpoint: ResolvedEndpoint) -> TrafficTable:
-    return traffic_for(endpoint.type).extended_by(endpoint.traffic_rules)

@@ -18,29 +18,28 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 from juggler.backends.base import Backend
 from juggler.clock import Clock
 from juggler.config.resolve import ResolvedInstance
 from juggler.ids import InstanceId, PoolId
+from juggler.known import LOOK_LIMIT_S, UNLOADED_LEAST, Known, not_freed, phase_of
 from juggler.lifecycle.launcher import Launcher, MachineMemory, PoolUse
 from juggler.memory.choose import RAM, Pools, choose
-from juggler.memory.footprint import MemoryEstimate, Origin
+from juggler.memory.footprint import Footprint, Origin
 from juggler.memory.learning import NOISE_BYTES, FootprintLearner, FootprintRecord, Phase
-from juggler.memory.store import Learned, LearnedStore, key_of
+from juggler.memory.store import Learned, LearnedStore
 from juggler.read_ahead import FileReader
 from juggler.scheduler import events
 from juggler.scheduler.core import Scheduler
 from juggler.scheduler.ledger import Amounts
-from juggler.scheduler.state import Instance
+from juggler.scheduler.state import Instance, InstanceSpec
 from juggler.scheduler.transitions import GONE, LEAVING, LOADING, UP, Residency
 from juggler.survey.threads import in_thread
 from juggler.units import GIB, MIB, SECONDS, format_size
 
-OPEN_LIMIT_S = 10 * SECONDS
+OPEN_LIMIT_S = LOOK_LIMIT_S
 """For finding the pools and reading the heads of model files; what is not known by then is taken as unknown."""
 
 DECLARED_LIMIT_S = 3 * SECONDS
@@ -58,37 +57,7 @@ STEADY_AFTER_S = 10 * SECONDS
 
 SAVE_EVERY_S = 60 * SECONDS
 
-FREED_SHARE = 0.75
-"""Of the memory that an unload should free, this much must be seen to come back."""
-
-UNLOADED_LEAST = 256 * MIB
-"""An unload that should free less than this is not worth verifying: other programs move more."""
-
 _log = logging.getLogger("juggler.memory")
-
-
-@dataclass(slots=True)
-class _Known:
-    """What is known of one instance."""
-
-    backend: Backend
-    config: ResolvedInstance
-    key: str = ""
-    """Of what is remembered of it; empty: its files could not be looked at in time, and nothing is remembered."""
-    files: tuple[str, ...] = ()
-    origin: Origin = Origin.UNKNOWN
-    estimate: MemoryEstimate | None = None
-    learner: FootprintLearner | None = None
-    generation: int = 0
-    """Whose samples the learner has."""
-    warned: bool = False
-    """It was said that it holds more than was declared."""
-
-    @property
-    def shown(self) -> bool:
-        """Whether what was seen is what it needs: not so before the first request of one that loads with it."""
-        lazy = self.backend.capabilities.reload == "lazy"
-        return self.learner is not None and (self.learner.worked or not lazy)
 
 
 class MemoryKeeper:
@@ -122,12 +91,12 @@ class MemoryKeeper:
         self._post = post
         self._declared = declared
         self._automatic = automatic
-        self._known = {name: _Known(backend, config) for name, (config, backend) in instances.items()}
+        self._known = {name: Known(backend, config) for name, (config, backend) in instances.items()}
         self._machine = MachineMemory()
         self._measurable: frozenset[PoolId] = frozenset()
         self._left_at = -SETTLE_S
         """When an instance of ours last gave memory back."""
-        self.files = FileReader(launcher, self._state, lambda name: self._known[name].files, clock, post)
+        self.files = FileReader(launcher, self._state, self._files, clock, post)
         """Reads model files ahead while their endpoint waits."""
         self._woken = asyncio.Event()
         self._load_begins = asyncio.Event()
@@ -136,6 +105,10 @@ class MemoryKeeper:
         """It was said that a sample failed."""
         self._saved_at = clock.monotonic()
 
+    def _files(self, name: InstanceId) -> Sequence[str]:
+        known = self._known.get(name)
+        return known.files if known is not None else ()
+
     # -- at the start ------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
@@ -143,7 +116,7 @@ class MemoryKeeper:
         try:
             async with asyncio.timeout(OPEN_LIMIT_S):
                 await asyncio.gather(in_thread(OPEN_LIMIT_S, self._store.load), self._find_machine())
-                await asyncio.gather(*(self._look_at_files(one) for one in self._known.values()))
+                await asyncio.gather(*(one.look_at_files(self._devices) for one in self._known.values()))
         except TimeoutError:
             _log.warning("not all of the machine and the models could be looked at within %.0f s", OPEN_LIMIT_S)
         for trouble in self._machine.troubles:
@@ -184,24 +157,18 @@ class MemoryKeeper:
             return None
         return {one.pool: usable(one.pool, one.total_bytes) for one in self._machine.pools}
 
-    async def _look_at_files(self, known: _Known) -> None:
-        files, estimate = await in_thread(OPEN_LIMIT_S, _files_and_estimate, known.backend)
-        known.files, known.estimate = tuple(str(file) for file in files), estimate
-        known.key = await in_thread(OPEN_LIMIT_S, self._key, known)
-
-    def _key(self, known: _Known) -> str:
-        settings = known.config.settings
-        argv = [settings.type, settings.binary or "", settings.attach_to or "", *settings.parameters]
-        argv += [f"{name}={value}" for name, value in sorted(settings.env.items())]
-        about = []
-        for file in known.files:
-            with contextlib.suppress(OSError):
-                status = Path(file).stat()
-                about.append((file, status.st_size, status.st_mtime_ns))
-        return key_of(argv, about, [one.key for one in self._machine.pools])
+    @property
+    def _devices(self) -> list[str]:
+        return [one.key for one in self._machine.pools]
 
     def _expect(self, name: InstanceId) -> None:
         known = self._known[name]
+        expected, whole, sure = self._expected(known)
+        now = self._clock.monotonic()
+        self._post(events.FootprintExpected(now, name, expected.placements, expected.unloaded, whole, sure))
+
+    def _expected(self, known: Known) -> tuple[Footprint, bool, bool]:
+        """What it will need; whether that is merely all there is, and whether it can be relied on."""
         remembered = self._remembered(known)
         record = remembered.footprint if remembered is not None else None
         expected = choose(
@@ -214,17 +181,81 @@ class MemoryKeeper:
         )
         known.origin = expected.origin
         whole = expected.origin is Origin.UNKNOWN
-        sure = expected.origin in (Origin.DECLARED, Origin.LEARNED)
-        now = self._clock.monotonic()
-        self._post(events.FootprintExpected(now, name, expected.placements, expected.unloaded, whole, sure))
+        return expected, whole, expected.origin in (Origin.DECLARED, Origin.LEARNED)
 
     def expect_again(self, name: InstanceId) -> None:
         """After its end: an instance of which little was known may have been seen for long enough to know better."""
-        known = self._known[name]
+        known = self._known.get(name)
+        if known is None:
+            return  # it was removed from the configuration
         remembered = self._remembered(known)
-        if known.origin in (Origin.UNKNOWN, Origin.ESTIMATED) and remembered is not None and remembered.footprint.seen:
+        if known.outdated:
+            known.outdated = False
+            self._expect(name)
+        elif known.origin in (Origin.UNKNOWN, Origin.ESTIMATED) and remembered and remembered.footprint.seen:
             self._expect(name)
             known.origin = Origin.MEASURED
+
+    # -- a new configuration ---------------------------------------------------------------------------------------
+
+    async def look(self, config: ResolvedInstance, backend: Backend) -> Known:
+        """What can be known of an instance that is to come. Bounded by ``OPEN_LIMIT_S``."""
+        known = Known(backend, config)
+        try:
+            await known.look_at_files(self._devices)
+        except TimeoutError:
+            _log.warning("the files of %s could not be looked at within %.0f s", config.id, OPEN_LIMIT_S)
+        return known
+
+    def informed(self, spec: InstanceSpec, known: Known) -> InstanceSpec:
+        """The same, with what is known of its footprint."""
+        if self._capacity() is None:
+            return spec
+        expected, whole, sure = self._expected(known)
+        return replace(
+            spec,
+            footprint=expected.placements[0],
+            footprint_unloaded=expected.unloaded or {},
+            footprint_kept=expected.placements[0] if spec.footprint_kept else {},
+            placements=expected.placements,
+            whole=whole,
+            sure=sure,
+        )
+
+    def take(self, name: InstanceId, known: Known) -> None:
+        """A new instance is there, perhaps in the place of another."""
+        self._known[name] = known
+        remembered = self._remembered(known)
+        if remembered is not None:
+            self._state.instances[name].estimates.restore(remembered.times)
+
+    def forget(self, name: InstanceId) -> None:
+        """An instance is no more; what was learned of it is kept, should it come back."""
+        self._known.pop(name, None)
+
+    def change(self, name: InstanceId, config: ResolvedInstance) -> None:
+        """An instance that stays has other rules; its declared memory counts at once where that can be."""
+        known, instance = self._known[name], self._state.instances[name]
+        before, known.config = known.config, config
+        if (before.memory, before.memory_unloaded) == (config.memory, config.memory_unloaded):
+            return
+        known.warned = False
+        if self._capacity() is None:
+            return
+        known.outdated = instance.residency not in GONE
+        if not known.outdated:
+            self._expect(name)
+        elif config.memory is not None and not instance.attached:
+            expected, _, _ = self._expected(known)
+            ways, place = expected.placements, set(instance.full)
+            placed = next((way for way in ways if set(way) == place), ways[0])
+            self._post(events.FootprintMeasured(self._clock.monotonic(), name, placed, expected.unloaded))
+
+    def resize(self, declared: Amounts) -> None:
+        """The operator's pools have other sizes; the scheduler knows already."""
+        self._declared = declared
+        for name in self._known:
+            self._expect(name)
 
     def environment(self, name: InstanceId, placed: Amounts) -> Mapping[str, str]:
         """What makes a program use the GPUs it was placed on, where there are more; else nothing.
@@ -340,7 +371,7 @@ class MemoryKeeper:
             held = await self._held(name)
             if held is None:
                 return None
-            worst = _not_freed(before, held, instance.residue)
+            worst = not_freed(before, held, instance.residue)
             if worst is None:
                 assert learner is not None
                 learner.sample(self._clock.monotonic(), Phase.UNLOADED, held)
@@ -456,7 +487,7 @@ class MemoryKeeper:
                 for pool, one in use.items()
                 if one.launches is not None and pool in self._measurable
             }
-            phase = _phase(instance)
+            phase = phase_of(instance)
             if not held or phase is None:
                 continue
             if known.learner is None or known.generation != instance.generation:
@@ -465,7 +496,7 @@ class MemoryKeeper:
             if instance.residency in UP and now >= instance.loaded_at + STEADY_AFTER_S:
                 self._correct(name, instance, known)
 
-    def _correct(self, name: InstanceId, instance: Instance, known: _Known) -> None:
+    def _correct(self, name: InstanceId, instance: Instance, known: Known) -> None:
         """Bring the ledger in line with what an instance was seen to hold."""
         assert known.learner is not None
         if not known.shown:
@@ -491,7 +522,7 @@ class MemoryKeeper:
         if any(abs(size - instance.full.get(pool, 0)) > max(64 * MIB, size // 50) for pool, size in seen.items()):
             self._post(events.FootprintMeasured(self._clock.monotonic(), name, seen, record.unloaded))
 
-    def _say_too_small(self, name: InstanceId, known: _Known, seen: Amounts) -> None:
+    def _say_too_small(self, name: InstanceId, known: Known, seen: Amounts) -> None:
         if not known.warned:
             known.warned = True
             text = ", ".join(f"{format_size(size)} of {pool}" for pool, size in seen.items())
@@ -511,14 +542,14 @@ class MemoryKeeper:
         return told or None
 
     def _launch(self, name: InstanceId) -> str | None:
-        instance = self._state.instances[name]
-        if instance.residency in GONE or instance.attached:
+        instance = self._state.instances.get(name)
+        if instance is None or instance.residency in GONE or instance.attached:
             return None
         return f"{name}#{instance.generation}"
 
     # -- what is remembered ------------------------------------------------------------------------------------
 
-    def _remembered(self, known: _Known) -> Learned | None:
+    def _remembered(self, known: Known) -> Learned | None:
         return self._store.get(known.key) if known.key else None
 
     def _remember(self, name: InstanceId, *, ended: bool) -> None:
@@ -549,30 +580,3 @@ class MemoryKeeper:
 def usable(pool: PoolId, total_bytes: int) -> int:
     """What of a device's memory is shared out: the driver keeps some of a GPU, the system some of main memory."""
     return total_bytes * 85 // 100 if pool == RAM else total_bytes - max(256 * MIB, total_bytes // 50)
-
-
-def _files_and_estimate(backend: Backend) -> tuple[Sequence[Path], Any]:
-    try:
-        return backend.model_files(), backend.memory_estimate()
-    except Exception:
-        _log.exception("%s: the %s module failed to look at its files", backend.settings.instance, backend.type_name)
-        return (), None
-
-
-def _phase(instance: Instance) -> Phase | None:
-    if instance.residency in LOADING:
-        return Phase.LOADING
-    if instance.residency in UP:
-        return Phase.RUNNING if instance.running else Phase.READY
-    return Phase.UNLOADED if instance.residency is Residency.UNLOADED else None
-
-
-def _not_freed(before: Amounts, held: Mapping[PoolId, int], residue: Amounts) -> tuple[PoolId, int] | None:
-    """The pool, and what is still held there, of which an unload has freed too little."""
-    for pool, size in before.items():
-        should = size - residue.get(pool, 0)
-        if should < UNLOADED_LEAST or pool not in held:
-            continue
-        if size - held[pool] < FREED_SHARE * should:
-            return pool, held[pool]
-    return None

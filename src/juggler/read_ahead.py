@@ -59,9 +59,9 @@ class FileReader:
 
     async def look(self) -> None:
         """Tell the scheduler whose files are where, after a load has moved others out."""
-        for name, instance in self._state.instances.items():
-            files = self._files(name)
-            if not files or instance.residency not in GONE or name in self._reading:
+        for name in list(self._state.instances):
+            instance, files = self._state.instances.get(name), self._files(name)
+            if not files or instance is None or instance.residency not in GONE or name in self._reading:
                 continue
             seen = await self._launcher.cached(files)
             share = share_of(seen)

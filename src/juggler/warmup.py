@@ -6,7 +6,7 @@ on a pool that holds one model the last entry is loaded, and those before it tha
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from juggler.engine import Engine
@@ -32,13 +32,19 @@ class WarmupEntry:
 
 
 class Warmup:
-    """Runs once, in the background; failures are logged and visible, and end nothing."""
+    """Runs in the background; failures are logged and visible, and end nothing."""
 
     def __init__(self, endpoints: Sequence[EndpointId]) -> None:
         self.entries = [WarmupEntry(endpoint) for endpoint in endpoints]
 
+    def change(self, endpoints: Sequence[EndpointId], anew: Collection[EndpointId]) -> None:
+        """A new configuration: what it names for the first time is loaded, and those of ``anew`` once more."""
+        known = {one.endpoint: one for one in self.entries if one.endpoint not in anew}
+        self.entries = [known.get(endpoint) or WarmupEntry(endpoint) for endpoint in endpoints]
+
     async def run(self, engine: Engine) -> None:
-        for entry in self.entries:
+        """Load what is pending, also what comes to it meanwhile."""
+        while (entry := next((one for one in self.entries if one.state == "pending"), None)) is not None:
             began = time.monotonic()
             entry.state = "loading"
             try:

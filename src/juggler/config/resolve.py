@@ -20,6 +20,7 @@ from juggler.config.schema import (
     Config,
     ControlModel,
     EndpointModel,
+    HistoryModel,
     HttpCallModel,
     LimitsModel,
     ServerModel,
@@ -28,6 +29,7 @@ from juggler.config.schema import (
 from juggler.config.sharing import instance_key
 from juggler.config.validate import PRIORITIES as PRIORITIES
 from juggler.config.validate import first_gpu_pool, normal_prefix, priority_of
+from juggler.history.limits import HistoryLimits
 from juggler.ids import ANY_GPU, EndpointId, InstanceId, PoolId
 from juggler.proxy.limits import Limits
 from juggler.routing.traffic import TrafficClass, TrafficRule
@@ -41,6 +43,10 @@ class ControlAddress:
 
     host: str
     port: int
+    key: str | None = field(default=None, repr=False)
+    """What everybody needs to know who looks or steers; None: nobody needs one."""
+    names: tuple[str, ...] = ()
+    """Host names under which clients reach it, besides addresses and ``localhost``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +146,14 @@ class ResolvedConfig:
     """Whether a client that ends its half of the connection behind its request gets its answer."""
     control: ControlAddress | None
     """None: switched off."""
+    history: HistoryLimits | None
+    """None: nothing of requests and swaps is written to the disk."""
     servers: tuple[ResolvedServer, ...]
     instances: tuple[ResolvedInstance, ...]
     """In the order of their first endpoints."""
     warmup: tuple[EndpointId, ...] = field(default=())
+    watch: bool = False
+    """A change of the file is taken up by itself."""
 
 
 def resolve(loaded: LoadedConfig) -> ResolvedConfig:
@@ -154,7 +164,7 @@ def resolve(loaded: LoadedConfig) -> ResolvedConfig:
     written = config.memory.pools
     pools = {PoolId(name): size for name, size in written.items()} if isinstance(written, dict) else None
     scheduler = config.scheduler
-    control = config.control
+    control, history = config.control, config.history
     shared, names = _shared(config), _pool_names(config)
     return ResolvedConfig(
         temp_dir=temp_dir,
@@ -177,7 +187,10 @@ def resolve(loaded: LoadedConfig) -> ResolvedConfig:
         processing=config.waiting.processing,
         page_after_s=config.waiting.page_after or None,
         answer_half_closed=config.waiting.half_close == "answer",
-        control=ControlAddress(control.host, control.port) if isinstance(control, ControlModel) else None,
+        control=ControlAddress(control.host, control.port, control.key, tuple(control.names))
+        if isinstance(control, ControlModel)
+        else None,
+        history=HistoryLimits(history.rows, history.bytes) if isinstance(history, HistoryModel) else None,
         servers=tuple(
             ResolvedServer(
                 server.name,
@@ -192,6 +205,7 @@ def resolve(loaded: LoadedConfig) -> ResolvedConfig:
         instances=tuple(_instance(config, members, temp_dir, state_dir, names) for members in _members(shared)),
         # Naming one endpoint twice is a warning, and loads it once.
         warmup=tuple(dict.fromkeys(endpoint_id(entry.server, entry.endpoint) for entry in config.warmup)),
+        watch=config.reload == "watch",
     )
 
 

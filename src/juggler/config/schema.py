@@ -33,7 +33,7 @@ from juggler.config.types import (
     Text,
     TrafficMatch,
 )
-from juggler.units import GIB, KIB, MINUTES, SECONDS
+from juggler.units import GIB, KIB, MIB, MINUTES, SECONDS
 
 
 class Model(BaseModel):
@@ -154,10 +154,36 @@ class WaitingModel(Model):
 
 
 class ControlModel(Model):
-    """Where the juggler itself answers: status API and dashboard."""
+    """Where the juggler itself answers: dashboard, API and metrics."""
 
-    host: Host = Field(default="127.0.0.1", description="Address to listen on.")
+    host: Host = Field(
+        default="127.0.0.1", description="Address to listen on; one that other machines reach needs a `key`."
+    )
     port: Port = Field(default=8020, description="TCP port to listen on.")
+    key: Annotated[str, Field(min_length=12, max_length=500, pattern=r"^[\x21-\x7e]+$")] | None = Field(
+        default=None,
+        description="Admin key, 12 visible ASCII characters or more: everything but the login page then needs it.",
+    )
+    names: list[Name] = Field(
+        default=[],
+        description="Names, besides addresses and `localhost`, under which browsers reach it; others are refused.",
+    )
+
+
+class HistoryModel(Model):
+    """What is kept of requests and swaps for the dashboard, in one file below `state_dir`. No bodies."""
+
+    rows: int = Field(
+        default=100_000,
+        ge=100,
+        le=10_000_000,
+        description="Requests that are kept, and half as many entries of the timeline; the oldest go first.",
+    )
+    bytes: PositiveSize = Field(
+        default=64 * MIB,
+        description="Bytes on disk, 5 MiB at least; the oldest go first.",
+        json_schema_extra=_shown("64MiB"),
+    )
 
 
 class KvCacheModel(Model):
@@ -435,7 +461,7 @@ class WarmupModel(Model):
     endpoint: Name = Field(description="Name of the endpoint on that server.")
 
 
-_control_form = Discriminator(lambda value: "<switch>" if isinstance(value, bool) else "<object>")
+_switch_form = Discriminator(lambda value: "<switch>" if isinstance(value, bool) else "<object>")
 
 
 class Config(Model):
@@ -456,16 +482,26 @@ class Config(Model):
         default_factory=SchedulerModel, description="Who is served when, once models compete for memory."
     )
     control: Annotated[
-        Annotated[Literal[False], Tag("<switch>")] | Annotated[ControlModel, Tag("<object>")], _control_form
+        Annotated[Literal[False], Tag("<switch>")] | Annotated[ControlModel, Tag("<object>")], _switch_form
     ] = Field(default_factory=ControlModel, description="Where the juggler itself answers; `false` switches it off.")
     waiting: WaitingModel = Field(
         default_factory=WaitingModel, description="What a client sees while its request waits."
     )
     limits: LimitsModel = Field(default_factory=LimitsModel, description="What clients may take of each server.")
     kv_cache: KvCacheModel = Field(default_factory=KvCacheModel, description="Saved conversation state.")
+    history: Annotated[
+        Annotated[Literal[False], Tag("<switch>")] | Annotated[HistoryModel, Tag("<object>")], _switch_form
+    ] = Field(
+        default_factory=HistoryModel,
+        description="What is kept of requests and swaps; with `false` it is forgotten when the juggler ends.",
+    )
     backends: dict[Name, BackendModel] = Field(description="The programs, by name; the name is the type if it is one.")
     servers: Annotated[list[ServerModel], Field(min_length=1)] = Field(description="The addresses that clients use.")
     warmup: list[WarmupModel] = Field(default=[], description="Endpoints to load at the start, in this order.")
+    reload: Literal["manual", "watch"] = Field(
+        default="manual",
+        description="`watch`: a change of this file is taken up by itself; else by `juggler reload` or SIGHUP.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -490,6 +526,7 @@ MODELS: dict[tuple[str, ...], type[Model]] = {
     ("waiting",): WaitingModel,
     ("limits",): LimitsModel,
     ("kv_cache",): KvCacheModel,
+    ("history",): HistoryModel,
     ("backends", "*"): BackendModel,
     ("backends", "*", "tls"): BackendTlsModel,
     ("backends", "*", "unload"): HttpCallModel,

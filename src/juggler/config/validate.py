@@ -80,6 +80,19 @@ def listen_addresses(host: str) -> frozenset[str]:
         return frozenset({host.lower()})
 
 
+def is_local(host: str) -> bool:
+    """Whether only this machine reaches what listens on ``host``. Of a name nobody can tell here, except localhost."""
+    addresses = listen_addresses(host)
+    return all(_is_loopback(address) for address in addresses)
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
 def _overlap(one: frozenset[str], other: frozenset[str]) -> bool:
     def family(address: str) -> str:
         return "v6" if ":" in address else "v4" if address.replace(".", "").isdigit() else "name"
@@ -220,6 +233,10 @@ class _Checks:
                 # The default port of something nobody asked for: blame the server that took it.
                 path = next((("servers", i, "port") for i, s in enumerate(self.config.servers) if s.port == 8020), path)
             self._address(path, control.port, control.host, "the control address", taken)
+            if control.key is None and not is_local(control.host):
+                message = f"the control address {quoted(control.host)} is reached from other machines and has no key"
+                hint = 'add "key", or listen on 127.0.0.1 and come through ssh or a proxy with a login'
+                self._error(("control", "host"), message, hint=hint, code="open-control")
 
     def _address(
         self, path: PathParts, port: int, host: str, name: str, taken: list[tuple[int, frozenset[str], str]]

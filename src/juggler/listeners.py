@@ -1,0 +1,325 @@
+"""The operator's listeners: opened at the start, and changed by a new configuration without losing a connection.
+
+A listener that stays gets its new routes, limits and certificate in one turn of the loop. What is to be opened for a
+new configuration is opened before anything else changes; requests that arrive there too early wait for the change.
+"""
+
+import asyncio
+import errno
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from juggler.backends.registry import api_for, stand_in_for, traffic_for
+from juggler.config.resolve import ResolvedConfig, ResolvedServer
+from juggler.descriptors import make_room
+from juggler.engine import Engine
+from juggler.errors import ConfigError
+from juggler.gateway import Anteroom, EndpointGateway
+from juggler.page_waits import PageWaits
+from juggler.proxy.limits import Limits
+from juggler.proxy.listener import Listener, start_listener
+from juggler.proxy.replies import Replies
+from juggler.proxy.tls import Certificate
+from juggler.reload.plan import ReloadPlan
+from juggler.routing.table import Entry, RoutingTable
+from juggler.tls import BadPair
+from juggler.units import HOURS
+
+_log = logging.getLogger("juggler.app")
+_T = TypeVar("_T")
+
+DRAIN_S = 24 * HOURS
+"""For what runs on a listener that a new configuration has removed: nothing is cut off that serves somebody."""
+
+_FREE_TRIES = 50
+_FREE_PAUSE_S = 0.02
+"""Until the system has let go of an address that one of our own listeners has just left."""
+
+
+@dataclass(slots=True)
+class _Door:
+    """One open listener and what belongs to it."""
+
+    server: ResolvedServer
+    listener: Listener
+    gateway: EndpointGateway
+    certificate: Certificate | None
+    watching: "asyncio.Task[None] | None" = None
+
+
+@dataclass(slots=True)
+class Prepared:
+    """What is open, or read, for a new configuration; nobody uses it yet."""
+
+    routes: Mapping[str, RoutingTable]
+    limits: Mapping[str, Limits]
+    opened: dict[str, _Door] = field(default_factory=dict)
+    """All three by the name of the server."""
+    certificates: dict[str, Certificate] = field(default_factory=dict)
+    """For listeners that stay."""
+    paused: list[_Door] = field(default_factory=list)
+    """Listeners whose address was needed; they accept nothing any more."""
+
+
+class Listeners:
+    """See the module.
+
+    Args:
+        engine: Whom their requests wait for.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._replies = Replies()
+        self._pages: PageWaits | None = None
+        self._doors: dict[str, _Door] = {}
+        self._tasks: asyncio.TaskGroup | None = None
+        self._closing: dict[asyncio.Task[None], Listener] = {}
+
+    @property
+    def by_name(self) -> dict[str, Listener]:
+        """Those in use, by the name of their server."""
+        return {name: door.listener for name, door in self._doors.items()}
+
+    async def open(self, config: ResolvedConfig, tasks: asyncio.TaskGroup) -> None:
+        """Open all of them, for use at once.
+
+        Raises:
+            ConfigError: An address cannot be listened on, or a certificate not be used.
+        """
+        self._tasks = tasks
+        self._set_pages(config.page_after_s)
+        routes, limits = _routes(config), _limits(config)
+        for server in config.servers:
+            gateway = EndpointGateway(routes[server.name], self._engine, self._pages)
+            door = await self._open(server, gateway, limits[server.name], await _certificate(server))
+            self._doors[server.name] = door
+            self._begin(door)
+
+    # -- a new configuration -------------------------------------------------------------------------------------
+
+    async def prepare(self, plan: ReloadPlan, went_live: asyncio.Event) -> Prepared:
+        """Open and read what the new configuration needs. Requests wait until ``went_live``.
+
+        Raises:
+            ConfigError: As for ``open``; then everything is as it was.
+        """
+        config = plan.config
+        servers = {one.name: one for one in config.servers}
+        prepared = Prepared(_routes(config), _limits(config))
+        try:
+            for old, new in plan.listeners.kept:
+                pair = servers[new].tls
+                if pair is not None and pair != self._doors[old].server.tls:
+                    certificate = await _certificate(servers[new])
+                    assert certificate is not None
+                    prepared.certificates[new] = certificate
+            leaving = [self._doors[name] for name in (*plan.listeners.removed, *plan.listeners.rebound)]
+            wanted = [servers[name] for name in (*plan.listeners.added, *plan.listeners.rebound)]
+            # Those whose port one of ours has to give up come last: until then nothing is changed.
+            wanted.sort(key=lambda server: any(_in_the_way(door, server) for door in leaving))
+            for server in wanted:
+                gateway = EndpointGateway(prepared.routes[server.name], Anteroom(self._engine, went_live), None)
+                certificate = await _certificate(server)
+                for door in leaving:
+                    if _in_the_way(door, server) and door not in prepared.paused:
+                        prepared.paused.append(door)
+                        door.listener.pause()
+                prepared.opened[server.name] = await self._open(
+                    server, gateway, prepared.limits[server.name], certificate, patient=bool(prepared.paused)
+                )
+        except BaseException:
+            await self.give_up(prepared)
+            raise
+        return prepared
+
+    async def give_up(self, prepared: Prepared) -> None:
+        """Close what was opened; everything goes on as before."""
+        for door in prepared.opened.values():
+            await door.listener.close(0)
+        for door in prepared.paused:
+            try:
+                await _patiently(door.listener.resume)
+            except OSError as error:
+                _log.error("server %r does not listen any more: %s", door.server.name, error.strerror or error)
+
+    def change(self, plan: ReloadPlan, prepared: Prepared) -> None:
+        """Take up the new configuration, in one turn of the loop. The engine knows its endpoints already."""
+        config = plan.config
+        self._set_pages(config.page_after_s)
+        servers = {one.name: one for one in config.servers}
+        before, self._doors = self._doors, {}
+        kept = dict(plan.listeners.kept)
+        names = {new: old for old, new in kept.items()}
+        for server in config.servers:
+            name = server.name
+            if name in prepared.opened:
+                door = prepared.opened[name]
+                self._begin(door)
+            else:
+                door = before[names[name]]
+                door.server = servers[name]
+                door.listener.change(prepared.limits[name])
+                fresh = prepared.certificates.get(name)
+                if fresh is not None and door.certificate is not None:
+                    door.certificate.take_over(fresh)
+            door.gateway.change(prepared.routes[name], self._engine, self._pages)
+            self._doors[name] = door
+        changed = {one.name for one in plan.changed} | {*plan.added, *plan.removed}
+        old = [one for door in before.values() for one in door.server.endpoints]
+        new = [one for server in config.servers for one in server.endpoints]
+        self._replies.forget_endpoints({one.id for one in (*old, *new) if one.instance in changed})
+        for name in (*plan.listeners.removed, *plan.listeners.rebound):
+            self._drain(before[name])
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def forget_pages(self) -> None:
+        """People who wait for a page are not kept any more: the juggler goes down."""
+        if self._pages is not None:
+            self._pages.close()
+
+    async def close(self, drain_s: float) -> None:
+        """Let running exchanges end, ``drain_s`` seconds at most, then cut them."""
+        doors = [*self.by_name.values(), *self._closing.values()]
+        async with asyncio.TaskGroup() as closing:
+            for listener in doors:
+                closing.create_task(listener.close(drain_s), name="close listener")
+
+    def abort(self) -> None:
+        """Cut everything now."""
+        for listener in (*self.by_name.values(), *self._closing.values()):
+            listener.abort()
+
+    def stop_watching(self) -> None:
+        """End the tasks that look at certificates, and the drains."""
+        for door in self._doors.values():
+            if door.watching is not None:
+                door.watching.cancel()
+        for task in list(self._closing):
+            task.cancel()
+
+    # -- helpers -------------------------------------------------------------------------------------------------
+
+    async def _open(
+        self,
+        server: ResolvedServer,
+        gateway: EndpointGateway,
+        limits: Limits,
+        certificate: Certificate | None,
+        *,
+        patient: bool = False,
+    ) -> _Door:
+        async def start() -> Listener:
+            return await start_listener(gateway, server.host, server.port, limits, self._replies, certificate)
+
+        try:
+            listener = await (_patiently(start) if patient else start())
+        except OSError as error:
+            raise ConfigError(
+                f"server {server.name!r} {error.strerror or error}",  # "cannot listen on ..."
+                hint="another program has the port, or the address is not one of this machine's",
+            ) from error
+        return _Door(server, listener, gateway, certificate)
+
+    def _begin(self, door: _Door) -> None:
+        assert self._tasks is not None
+        listener = door.listener
+        if door.certificate is not None:
+            door.watching = self._tasks.create_task(door.certificate.watch(), name="certificate")
+        where = ", ".join(f"{host}:{port}" for host, port in listener.addresses)
+        _log.info("%s listens on %s%s", door.server.name, where, " with HTTPS" if listener.secure else "")
+
+    def _drain(self, door: _Door) -> None:
+        assert self._tasks is not None
+        if door.watching is not None:
+            door.watching.cancel()
+        task = self._tasks.create_task(door.listener.close(DRAIN_S), name="close listener")
+        self._closing[task] = door.listener
+        task.add_done_callback(lambda done: self._closing.pop(done, None))
+
+    def _set_pages(self, page_after_s: float | None) -> None:
+        if page_after_s is None:
+            self.forget_pages()
+            self._pages = None
+        elif self._pages is None:
+            self._pages = PageWaits(self._engine, page_after_s)
+        else:
+            self._pages.page_after_s = page_after_s
+
+
+def _in_the_way(door: _Door, server: ResolvedServer) -> bool:
+    """Whether an open listener has to go first; which of its addresses it is, is not looked at."""
+    return bool(server.port) and any(port == server.port for _, port in door.listener.addresses)
+
+
+async def _patiently(work: Callable[[], Awaitable[_T]]) -> _T:
+    """Do it again while the address is in use: the system takes a moment to let go of what we have just closed.
+
+    Raises:
+        OSError: It is in use for longer than that, or cannot be had at all.
+    """
+    for _ in range(_FREE_TRIES):
+        try:
+            return await work()
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+        await asyncio.sleep(_FREE_PAUSE_S)
+    return await work()
+
+
+def _routes(config: ResolvedConfig) -> Mapping[str, RoutingTable]:
+    stand_ins = {one.id: stand_in_for(one.settings) for one in config.instances}
+    return {
+        server.name: RoutingTable(
+            server.name,
+            [
+                Entry(
+                    one.id,
+                    one.name,
+                    one.prefix,
+                    one.strip_prefix,
+                    traffic_for(one.type).extended_by(one.traffic_rules),
+                    api_for(one.type),
+                    stand_ins[one.instance],
+                )
+                for one in server.endpoints
+            ],
+        )
+        for server in config.servers
+    }
+
+
+def _limits(config: ResolvedConfig) -> Mapping[str, Limits]:
+    """The bounds of each server's listener, with as many connections as there are descriptors for."""
+    most = make_room([one.limits.connections for one in config.servers])
+    comments_s = config.comments_every_s
+    return {
+        server.name: replace(
+            server.limits,
+            connections=server.limits.connections if most is None else min(server.limits.connections, most),
+            comment_after_s=comments_s,
+            comment_every_s=comments_s or Limits().comment_every_s,
+            send_processing=config.processing,
+            page_after_s=config.page_after_s,
+            answer_half_closed=config.answer_half_closed,
+        )
+        for server in config.servers
+    }
+
+
+async def _certificate(server: ResolvedServer) -> Certificate | None:
+    """What a server proves itself with; None: it speaks plain HTTP.
+
+    Raises:
+        ConfigError: Its files cannot be used.
+    """
+    if server.tls is None:
+        return None
+    try:
+        return await asyncio.to_thread(Certificate, server.tls.cert, server.tls.key)
+    except BadPair as error:
+        raise ConfigError(f"server {server.name!r}: {error.message}", hint=error.hint) from error

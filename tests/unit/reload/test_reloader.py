@@ -1,0 +1,213 @@
+"""One reload at a time, whole or not at all: with a target that only notes what it is told."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from juggler.config.load import load_config
+from juggler.config.resolve import ResolvedConfig
+from juggler.errors import ConfigError
+from juggler.reload.plan import ReloadPlan
+from juggler.reload.reloader import Reloader
+from juggler.reload.report import outcome_data, report, summary
+from juggler.reload.source import read_from
+
+
+class Target:
+    """What is changed, in words."""
+
+    def __init__(self, config: ResolvedConfig) -> None:
+        self.config = config
+        self.stopping = False
+        self.diary: list[str] = []
+        self.go_on = asyncio.Event()
+        self.go_on.set()
+        self.trouble: Exception | None = None
+
+    async def prepare(self, wanted: ReloadPlan) -> str:
+        self.diary.append("prepare")
+        await self.go_on.wait()
+        if self.trouble is not None:
+            raise self.trouble
+        return "prepared"
+
+    async def give_up(self, prepared: Any) -> None:
+        self.diary.append(f"give up {prepared}")
+
+    def change(self, wanted: ReloadPlan, prepared: Any) -> None:
+        self.diary.append(f"change {prepared}")
+        self.config = wanted.config
+
+
+class Rig:
+    """A file, and a reloader for it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "config.json"
+        self.write(concurrency=1)
+        loaded = load_config(self.path)
+        read = read_from(loaded)
+        self.target = Target(read.config)
+        self.reloader = Reloader(self.target, self.path, read)
+
+    def write(self, **endpoint: Any) -> None:
+        document = {
+            "backends": {"command": {"binary": "/bin/x", "env": {"API_KEY": "hunter2-hunter2"}}},
+            "servers": [{"name": "S", "port": 8001, "endpoints": [{"name": "a", "backend": "command", **endpoint}]}],
+        }
+        self.path.write_text(json.dumps(document))
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Rig:
+    return Rig(tmp_path)
+
+
+async def test_a_change_is_taken_up_and_kept_as_the_last_reload(rig: Rig) -> None:
+    rig.write(concurrency=2)
+    heard: list[str] = []
+    rig.reloader.when_changed(lambda: heard.append("changed"))
+    outcome = await rig.reloader.reload("test")
+    assert (outcome.result, outcome.ok, outcome.by) == ("done", True, "test")
+    assert rig.target.diary == ["prepare", "change prepared"]
+    assert rig.reloader.last is outcome
+    assert rig.target.config.instances[0].concurrency == 2
+    assert heard == ["changed"]
+    assert (await rig.reloader.reload("test")).result == "nothing"
+
+
+async def test_a_dry_run_changes_nothing_and_is_not_the_last_reload(rig: Rig) -> None:
+    rig.write(concurrency=2)
+    outcome = await rig.reloader.reload("test", dry_run=True)
+    assert outcome.result == "planned"
+    assert outcome.as_data()["changes"] == [
+        {"kind": "model", "name": "S/a", "change": "change in place", "what": ["concurrency"]}
+    ]
+    assert rig.target.diary == []
+    assert rig.reloader.last is None
+
+
+async def test_a_broken_file_is_told_with_places(rig: Rig) -> None:
+    rig.write(concurency=2)
+    outcome = await rig.reloader.reload("test")
+    assert (outcome.result, outcome.ok) == ("problems", False)
+    assert outcome.problems[0]["line"] == 1
+    assert "did you mean" in outcome.message
+    assert outcome.as_data()["summary"] == "nothing was changed"
+    assert rig.target.diary == []
+
+
+async def test_what_fails_while_it_is_made_ready_is_a_problem_without_a_place(rig: Rig) -> None:
+    rig.write(concurrency=2)
+    rig.target.trouble = ConfigError("port 80 is taken", hint="take another")
+    outcome = await rig.reloader.reload("test")
+    assert outcome.result == "problems"
+    assert outcome.problems[-1]["message"] == "port 80 is taken"
+    assert outcome.problems[-1]["line"] is None
+    assert rig.target.diary == ["prepare"]
+    rig.target.trouble = None
+    assert (await rig.reloader.reload("test")).result == "done", "it may be tried again"
+
+
+async def test_a_bug_ends_the_reload_and_nothing_else(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    rig.write(concurrency=2)
+    rig.target.trouble = RuntimeError("oops")
+    outcome = await rig.reloader.reload("test")
+    assert (outcome.result, outcome.message) == ("problems", "a bug in the juggler; its log tells the story")
+    assert "oops" in caplog.text
+
+
+async def test_two_at_once_follow_one_another(rig: Rig) -> None:
+    rig.target.go_on.clear()
+    rig.write(concurrency=2)
+    first = asyncio.create_task(rig.reloader.reload("first"))
+    while not rig.target.diary:
+        await asyncio.sleep(0)
+    rig.write(concurrency=3)
+    second = asyncio.create_task(rig.reloader.reload("second"))
+    await asyncio.sleep(0)
+    rig.target.go_on.set()
+    assert [(await one).result for one in (first, second)] == ["done", "done"]
+    assert rig.target.diary == ["prepare", "change prepared"] * 2
+    assert rig.target.config.instances[0].concurrency == 3
+
+
+async def test_a_shutdown_that_begins_meanwhile_comes_first(rig: Rig) -> None:
+    rig.target.go_on.clear()
+    rig.write(concurrency=2)
+    task = asyncio.create_task(rig.reloader.reload("test"))
+    while not rig.target.diary:
+        await asyncio.sleep(0)
+    rig.target.stopping = True
+    rig.target.go_on.set()
+    assert (await task).result == "refused"
+    assert rig.target.diary == ["prepare", "give up prepared"]
+    assert (await rig.reloader.reload("test")).result == "refused"
+
+
+async def test_without_a_file_there_is_nothing_to_read(rig: Rig) -> None:
+    outcome = await Reloader(rig.target, None, None).reload("test")
+    assert (outcome.result, outcome.message) == ("refused", "this juggler runs without a configuration file")
+
+
+async def test_many_signals_are_one_reload(rig: Rig) -> None:
+    rig.write(concurrency=2)
+    heard: list[str] = []
+    came = asyncio.Event()
+
+    def changed() -> None:
+        heard.append("changed")
+        came.set()
+
+    rig.reloader.when_changed(changed)
+    task = asyncio.create_task(rig.reloader.run())
+    for _ in range(5):
+        rig.reloader.signal()
+    await asyncio.wait_for(came.wait(), 10)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert heard == ["changed"]
+
+
+async def test_the_report_hides_secrets(rig: Rig) -> None:
+    told = report(rig.reloader, rig.target.config)
+    assert "hunter2" not in json.dumps(told)
+    assert '"API_KEY": "***"' in str(told["text_masked"])
+    effective = told["effective"]
+    assert isinstance(effective, dict)
+    assert effective["instances"][0]["settings"]["env"] == {"API_KEY": "***"}
+    assert summary(rig.reloader, rig.target.config)["path"] == str(rig.path)
+
+
+@pytest.mark.parametrize(
+    "text", ["Authorization: Bearer s3cr3t-word-77", "postgres://me:s3cr3t-word-77@db/x", "/x?token=s3cr3t-word-77"]
+)
+async def test_the_report_hides_what_looks_like_a_secret(rig: Rig, text: str) -> None:
+    """Under whatever name: also where the words of the configuration do not tell that it is one."""
+    rig.path.write_text(rig.path.read_text().replace('"API_KEY"', f'"ABOUT": {json.dumps(text)}, "API_KEY"'))
+    outcome = await rig.reloader.reload("test")
+    assert outcome.ok, outcome.message
+    told = report(rig.reloader, rig.target.config)
+    assert "s3cr3t" not in json.dumps(told)
+    effective = told["effective"]
+    assert isinstance(effective, dict)
+    assert "***" in effective["instances"][0]["settings"]["env"]["ABOUT"]
+
+
+async def test_problems_are_told_to_others_without_secrets(rig: Rig) -> None:
+    """All is on one line here; what was a secret before is one still, and what looks like one may be."""
+    text = rig.path.read_text()
+    rig.path.write_text(text.replace('"port"', '"prot"'))
+    outcome = await rig.reloader.reload("test")
+    assert "hunter2" in outcome.message, "the operator's terminal shows the line"
+    told = outcome_data(outcome, rig.reloader, rig.target.config)
+    assert "hunter2" not in json.dumps(told)
+    assert str(told["message"]).startswith(f"{rig.path}:1:")
+    rig.path.write_text(text.replace('"port"', '"prot"').replace("hunter2", "another"))
+    told = outcome_data(await rig.reloader.reload("test"), rig.reloader, rig.target.config)
+    assert "another" not in json.dumps(told)
