@@ -1,5 +1,7 @@
 """The decision log as plain JSON data."""
 
+import time
+
 from juggler.engine import Engine
 from juggler.scheduler.commands import Decision
 from juggler.scheduler.value import IN_USE_COST
@@ -11,16 +13,24 @@ def decisions(engine: Engine, now: float, instance: str | None = None) -> list[d
     Times are seconds, ``ago_s`` before now; sizes bytes.
     """
     kept = engine.scheduler.state.decisions
-    return [_plain(one, now) for one in kept if instance is None or _concerns(one, instance)]
+    wall = time.time()
+    return [plain_decision(one, now, wall) for one in kept if instance is None or _concerns(one, instance)]
 
 
 def _concerns(decision: Decision, instance: str) -> bool:
     return decision.target == instance or any(victim == instance for victim, _ in decision.victims)
 
 
-def _plain(decision: Decision, now: float) -> dict[str, object]:
+def plain_decision(decision: Decision, now: float, wall: float) -> dict[str, object]:
+    """One decision.
+
+    Args:
+        now: Monotonic seconds, as in ``decision.at``.
+        wall: The same instant in seconds since 1970.
+    """
     return {
         "number": decision.number,
+        "at": round(wall - (now - decision.at), 3),
         "ago_s": round(now - decision.at, 3),
         "target": decision.target,
         "cause": decision.cause,
