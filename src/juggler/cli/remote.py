@@ -1,151 +1,127 @@
-"""Commands that talk to a running juggler through its status API."""
+"""The running juggler as commands see it: its address, the admin key, and calls of its API."""
 
 import http.client
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import click
 
+from juggler.cli.glance import glance
 from juggler.errors import JugglerError
-from juggler.units import format_duration, format_size
 
 STATUS_TIMEOUT_S = 5.0
 ORDER_TIMEOUT_S = 3600.0
 """A load waits its turn behind other requests, however long those take; Ctrl-C ends only the waiting."""
+
+DEFAULT_CONFIG = "config.json"
+DEFAULT_CONTROL_URL = "http://127.0.0.1:8020"
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+_NOT_DONE = 422
+"""What was asked for could not be done; the document has the usual form, and says why."""
 
 
 class NotReachable(JugglerError):
     """No juggler answers at the address: none runs, or its `control` listens elsewhere."""
 
 
-def call(url: str, method: str, path: str, timeout_s: float, needed: str) -> dict[str, Any]:
-    """One JSON call.
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """Where a juggler is."""
 
-    Args:
-        url: Of the status API.
-        method: ``GET`` or ``POST``.
-        path: With its query.
-        timeout_s: For each step of it.
-        needed: A key that the answer has to have: other programs answer whatever they are asked.
+    url: str
+    key: str | None = None
+    """The admin key; needed where ``control.key`` is set."""
 
-    Raises:
-        NotReachable: Nobody answers there, or another program does.
-        JugglerError: The answer is an error.
-    """
-    connection = http.client.HTTPConnection(*_host_and_port(url), timeout=timeout_s)
+    @classmethod
+    def find(cls, url: str | None, key: str | None, config: Path) -> "Remote":
+        """By what was named, else by the configuration, else where a juggler listens by default.
+
+        The configuration's key goes to no other machine than the configuration names.
+
+        Raises:
+            click.UsageError: The key cannot be one.
+        """
+        if key is not None and not key.isprintable():
+            raise click.UsageError("the key holds a control character")
+        if url is not None and key is not None:
+            return cls(url, key)
+        seen = glance(config)
+        if url is None:
+            return cls(seen.url or DEFAULT_CONTROL_URL, key or seen.key)
+        return cls(url, key or (seen.key if url == seen.url or _is_here(url) else None))
+
+    def call(self, method: str, path: str, needed: str, timeout_s: float = STATUS_TIMEOUT_S) -> dict[str, Any]:
+        """One JSON call.
+
+        Args:
+            method: ``GET``, ``POST``, ``PUT`` or ``DELETE``.
+            path: With its query.
+            needed: A key that the answer has to have: other programs answer whatever they are asked.
+            timeout_s: For each step of it.
+
+        Raises:
+            NotReachable: Nobody answers there, or another program does.
+            JugglerError: The answer is an error.
+            click.UsageError: The address is none.
+        """
+        connection = self._connection(timeout_s)
+        try:
+            connection.request(method, path, headers=self._headers())
+            answer = connection.getresponse()
+            document = json.loads(answer.read())
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise self._not_reachable(str(error) or type(error).__name__) from error
+        finally:
+            connection.close()
+        if not isinstance(document, dict):
+            raise self._not_reachable("another program does")
+        if answer.status == _NOT_DONE and needed in document:
+            return document
+        if answer.status >= 400 and answer.headers["X-Juggler"] == "error":
+            told = document.get("error")
+            detail = told if isinstance(told, dict) else {"message": told}
+            hint = detail.get("hint")
+            message = str(detail.get("message") or f"{self.url} answered {answer.status}")
+            raise JugglerError(message, hint=str(hint) if hint else None, details=document)
+        if answer.status >= 400 or needed not in document:
+            raise self._not_reachable("another program does")
+        return document
+
+    def _headers(self) -> dict[str, str]:
+        if self.key is None:
+            return {}
+        return {"Authorization": f"Bearer {self.key.encode().decode('latin-1')}"}
+
+    def _connection(self, timeout_s: float) -> http.client.HTTPConnection:
+        try:
+            parts = urlsplit(self.url)
+            if parts.hostname and parts.scheme == "http":
+                return http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=timeout_s)
+            if parts.hostname and parts.scheme == "https":
+                return http.client.HTTPSConnection(parts.hostname, parts.port or 443, timeout=timeout_s)
+        except ValueError:  # a port or an IPv6 address that is none
+            pass
+        raise click.UsageError(f"{self.url!r} is not an http:// or https:// address")
+
+    def _not_reachable(self, why: str) -> NotReachable:
+        return NotReachable(
+            f"no juggler answers at {self.url} ({why})",
+            hint="start one with `juggler serve`, or name its address by --url",
+        )
+
+
+def _is_here(url: str) -> bool:
     try:
-        connection.request(method, path)
-        answer = connection.getresponse()
-        document = json.loads(answer.read())
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise _not_reachable(url, str(error)) from error
-    finally:
-        connection.close()
-    if not isinstance(document, dict):
-        raise _not_reachable(url, "another program does")
-    if answer.status >= 400 and answer.headers["X-Juggler"] == "error":
-        detail, told = document.get("juggler") or {}, document.get("error")
-        message = told.get("message") if isinstance(told, dict) else told
-        raise JugglerError(str(message or f"{url} answered {answer.status}"), hint=detail.get("hint"))
-    if answer.status >= 400 or needed not in document:
-        raise _not_reachable(url, "another program does")
-    return document
+        return urlsplit(url).hostname in _LOOPBACK
+    except ValueError:  # an address that is none: the call will say so
+        return False
 
 
-def _host_and_port(url: str) -> tuple[str, int]:
-    try:
-        parts = urlsplit(url)
-        if parts.scheme == "http" and parts.hostname:
-            return parts.hostname, parts.port or 80
-    except ValueError:  # a port or an IPv6 address that is none
-        pass
-    raise click.UsageError(f"{url!r} is not an http:// address")
-
-
-def _not_reachable(url: str, why: str) -> NotReachable:
-    return NotReachable(
-        f"no juggler answers at {url} ({why})",
-        hint="start one with `juggler serve`, or name its address by --url",
-    )
-
-
-def give_order(url: str, name: str, endpoint: str) -> None:
-    """Load, unload or stop an endpoint, and wait until it is done."""
-    done = call(url, "POST", f"/api/{name}?endpoint={quote(endpoint, safe='')}", ORDER_TIMEOUT_S, "result")
-    click.echo(f"{done['endpoint']}: {done['result']}")
-
-
-def print_status(url: str, *, as_json: bool) -> None:
-    """What ``juggler ps`` shows."""
-    status = call(url, "GET", "/api/status", STATUS_TIMEOUT_S, "instances")
-    if as_json:
-        click.echo(json.dumps(status, indent=2, ensure_ascii=False))
-        return
-    rows: list[tuple[str, ...]] = [("ENDPOINT", "STATE", "RUNNING", "WAITING", "MEMORY", "KNOWN", "IDLE", "LOAD TIME")]
-    rows += [_row(one) for one in status["instances"]]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    click.echo("pools: " + ", ".join(_pool(one) for one in status["pools"]))
-    for one in status["instances"]:
-        if one["error"] is not None:
-            click.echo(f"{one['instance']}: {one['error']['message']}")
-            if one["error"]["hint"]:
-                click.echo(f"  hint: {one['error']['hint']}")
-        if one["waiting"] and one["waits_for"]:
-            waiting = one["waiting"]
-            who, last = ("1 waits", "it is") if waiting == 1 else (f"{waiting} wait", "the last is")
-            expected = format_duration(one["expected_wait_s"])
-            click.echo(f"{one['instance']}: {who}: {one['waits_for']}; {last} served in {expected} or so")
-        if one["holds_on"] is not None:
-            click.echo(f"{one['instance']}: attached, and did not free its memory: {one['holds_on']}")
-    for entry in status["warmup"]:
-        if entry["state"] == "failed":
-            click.echo(f"warm-up of {entry['endpoint']} failed: {entry['error']}")
-
-
-def _row(one: dict[str, Any]) -> tuple[str, ...]:
-    held = ", ".join(_amount(pool, size) for pool, size in one["held_bytes"].items())
-    needs = ", ".join(_amount(pool, size) for pool, size in one["needs_bytes"].items())
-    return (
-        ", ".join(one["endpoints"]) or one["instance"],
-        f"{one['state']} (attached)" if one["attached"] else one["state"],
-        str(one["running"]),
-        str(one["waiting"]),
-        held or f"({needs})",
-        one["memory_origin"] or "-",
-        "-" if one["idle_s"] is None else format_duration(one["idle_s"]),
-        "-" if one["load_s"] is None else format_duration(one["load_s"]),
-    )
-
-
-def _amount(pool: str, size_bytes: int) -> str:
-    return pool if pool == "exclusive" else f"{pool} {format_size(size_bytes)}"
-
-
-def _pool(one: dict[str, Any]) -> str:
-    if one["pool"] == "exclusive":
-        return "exclusive (one loaded at a time)"
-    foreign = ""
-    if one["foreign_bytes"]:
-        foreign = f", others use {one['foreign_users'] or format_size(one['foreign_bytes'])}"
-    return f"{one['pool']} {format_size(one['used_bytes'])} of {format_size(one['capacity_bytes'])} used{foreign}"
-
-
-def print_overview(url: str, config: Path) -> None:
-    """Bare ``juggler``: status, else what to do next. Never an error."""
-    try:
-        print_status(url, as_json=False)
-    except NotReachable:
-        click.echo(f"No juggler runs at {url}.")
-        if config.exists():
-            click.echo(f"  juggler check {config}    look for mistakes in the configuration here")
-            click.echo("  juggler doctor               look for what does not work on this machine")
-            click.echo("  juggler serve                serve it")
-        else:
-            click.echo("  juggler demo                 see it work, without any configuration")
-            click.echo("  juggler init                 write a configuration for what is installed here")
-            click.echo("  juggler serve --config FILE  serve a configuration (docs/configuration.md explains the keys)")
-    click.echo("`juggler --help` lists all commands.")
+def segment(name: str) -> str:
+    """A name as one segment of a path."""
+    return quote(name, safe="", errors="surrogateescape")

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import importlib.util
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from juggler.app import App
 from juggler.config.load import load_config
 from juggler.config.resolve import ResolvedConfig, resolve
 from juggler.errors import JugglerError
+from juggler.service.notify import Notifier
 
 
 def serve_file(path: Path, *, log_level: str, log_json: bool) -> None:
@@ -25,7 +27,11 @@ def serve_file(path: Path, *, log_level: str, log_json: bool) -> None:
     loaded = load_config(path)
     for problem in loaded.warnings:
         click.echo(str(problem), err=True)
-    run_app(App(resolve(loaded)))
+    notifier = Notifier(os.environ)
+    try:
+        run_app(App(resolve(loaded), loaded=loaded, notifier=notifier))
+    finally:
+        notifier.close()
 
 
 def run_app(app: App) -> None:

@@ -3,25 +3,25 @@
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any
-from urllib.parse import quote
 
 import click
 
-from juggler.cli.remote import STATUS_TIMEOUT_S, call
+from juggler.cli.remote import Remote, segment
+from juggler.cli.table import printable
 from juggler.scheduler.telling import CAUSES, OWN_ASKERS, amounts_text, ending, own_asker
 from juggler.units import format_duration
 
 _DONE = {"unload": "unloaded", "stop": "stopped"}
 
 
-def print_decisions(url: str, endpoint: str | None, *, count: int, as_json: bool) -> None:
+def print_decisions(remote: Remote, endpoint: str | None, *, count: int, as_json: bool) -> None:
     """Why models were loaded, unloaded and stopped, the latest last.
 
     Raises:
         JugglerError: Nobody answers, or there is no such endpoint.
     """
-    query = f"?endpoint={quote(endpoint, safe='')}" if endpoint else ""
-    document = call(url, "GET", f"/api/decisions{query}", STATUS_TIMEOUT_S, "decisions")
+    query = f"&endpoint={segment(endpoint)}" if endpoint else ""
+    document = remote.call("GET", f"/api/v1/decisions?limit={count}{query}", "decisions")
     latest = document["decisions"][-count:]
     if as_json:
         click.echo(json.dumps(latest, indent=2, ensure_ascii=False))
@@ -29,11 +29,11 @@ def print_decisions(url: str, endpoint: str | None, *, count: int, as_json: bool
         click.echo("Nothing was loaded or unloaded yet" + (f" for {endpoint!r}." if endpoint else "."))
     else:
         for line in story(latest):
-            click.echo(line)
+            click.echo(printable(line))
 
 
 def story(document: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Lines for people, from what the status API tells."""
+    """Lines for people, from what the API tells."""
     lines: list[str] = []
     for one in document:
         lines += _paragraph(one)
