@@ -3,6 +3,7 @@
  * By path, wherever it stands below:
  *   /events?interval_us=N&count=N   server-sent events of 200 bytes, each in a chunk and a write of its own
  *   /download?bytes=N               so many bytes
+ *   /flood                          chunks of 200 bytes as fast as they are taken, without end
  *   /echo                           101, then every byte is sent back
  *   else                            reads the body, answers a small piece of JSON
  */
@@ -11,6 +12,8 @@
 
 #define EVENT_BYTES 200
 #define MAX_STREAMS 20000
+#define CHUNK_BYTES (EVENT_BYTES + 6)  /* with its size line and its end */
+#define FLOOD_BYTES (BLOCK_BYTES / CHUNK_BYTES * CHUNK_BYTES)
 
 enum mode { READING_HEAD, READING_BODY, SENDING, STREAMING, ECHOING };
 
@@ -19,12 +22,13 @@ struct connection {
     enum mode mode;
     int active;  /* place in the list of streams, -1 if it is none */
     int wants_out;
+    int floods;
     size_t head_size;
     int64_t body_left, out_left, interval_ns, due_ns, events_left;
     char head[HEAD_BYTES + 1];
 };
 
-static char block[BLOCK_BYTES];
+static char block[BLOCK_BYTES], flood[FLOOD_BYTES];
 static struct connection *streams[MAX_STREAMS];
 static int stream_count, poller, timer;
 
@@ -71,7 +75,13 @@ static int say(struct connection *c, const char *data, size_t size)
 static int send_more(struct connection *c)
 {
     while (c->out_left > 0) {
-        ssize_t sent = send(c->fd, block, c->out_left < BLOCK_BYTES ? c->out_left : BLOCK_BYTES, 0);
+        ssize_t sent;
+        if (c->floods) {
+            size_t done = FLOOD_BYTES - c->out_left;
+            sent = send(c->fd, flood + done, c->out_left, 0);
+        } else {
+            sent = send(c->fd, block, c->out_left < BLOCK_BYTES ? c->out_left : BLOCK_BYTES, 0);
+        }
         if (sent < 0) {
             if (errno != EAGAIN)
                 return -1;
@@ -79,6 +89,11 @@ static int send_more(struct connection *c)
             return 0;
         }
         c->out_left -= sent;
+        if (c->floods && !c->out_left) {
+            c->out_left = FLOOD_BYTES;
+            watch_output(c, 1);  /* the others' turn */
+            return 0;
+        }
     }
     watch_output(c, 0);
     c->mode = READING_HEAD;
@@ -161,6 +176,14 @@ static int answer(struct connection *c)
         c->mode = SENDING;
         return say(c, head, size) ? -1 : send_more(c);
     }
+    if (strstr(c->head, "/flood ")) {
+        static const char head[] = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+                                   "Transfer-Encoding: chunked\r\n\r\n";
+        c->floods = 1;
+        c->out_left = FLOOD_BYTES;
+        c->mode = SENDING;
+        return say(c, head, sizeof head - 1) ? -1 : send_more(c);
+    }
     if (strstr(c->head, "/echo ")) {
         static const char head[] = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
                                    "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
@@ -228,6 +251,11 @@ int main(void)
 {
     prepare_process();
     memset(block, 'x', sizeof block);
+    memset(flood, '.', sizeof flood);
+    for (char *chunk = flood; chunk < flood + FLOOD_BYTES; chunk += CHUNK_BYTES) {
+        memcpy(chunk, "c8\r\ndata: ", 10);
+        memcpy(chunk + CHUNK_BYTES - 4, "\n\n\r\n", 4);
+    }
     answer_size = sprintf(answer_bytes,
                           "HTTP/1.1 200 OK\r\nServer: bench\r\nContent-Type: application/json; charset=utf-8\r\n"
                           "Access-Control-Allow-Origin: *\r\nContent-Length: %zu\r\n\r\n%s",

@@ -10,6 +10,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from bench.dataplane_parts.processes import CannotRun, Process, build_go_proxy
 
@@ -26,7 +27,7 @@ MANY_ENDPOINTS = 500
 _START_LIMIT_S = 20.0
 
 # The program itself takes uvloop where it finds one: for the other loop it must find none.
-_SERVE = "import sys; {hide}; from juggler.cli.main import main; main()"
+_SERVE = "import sys; {hide}; {before}; from juggler.cli.main import main; main()"
 _HIDE = {UVLOOP: "pass", ASYNCIO: "sys.modules['uvloop'] = None"}
 
 _NGINX = """
@@ -53,6 +54,12 @@ http {{
 """
 
 
+class Listening(Protocol):
+    """A backend, of whatever kind."""
+
+    port: int
+
+
 @dataclass(frozen=True)
 class Contender:
     """One way from the load to the backend."""
@@ -63,7 +70,7 @@ class Contender:
     """None: no proxy at all."""
 
 
-def start_all(stack: ExitStack, backend: Process, directory: Path, kept: Path) -> tuple[list[Contender], list[str]]:
+def start_all(stack: ExitStack, backend: Listening, directory: Path, kept: Path) -> tuple[list[Contender], list[str]]:
     """Start whoever can take part; the stack ends them.
 
     Args:
@@ -88,8 +95,8 @@ def start_all(stack: ExitStack, backend: Process, directory: Path, kept: Path) -
         missing.append("uvloop is not installed: its columns and gates are left out (pip install uvloop)")
         loops.remove(UVLOOP)
     for loop in loops:
-        add(loop, _juggler(loop, FEW_ENDPOINTS, backend, directory / loop))
-    add(MANY, _juggler(loops[0], MANY_ENDPOINTS, backend, directory / "many"))
+        add(loop, _juggler(loop, FEW_ENDPOINTS, backend, directory / loop)[0])
+    add(MANY, _juggler(loops[0], MANY_ENDPOINTS, backend, directory / "many")[0])
     try:
         add(GO, Process([build_go_proxy(kept), str(backend.port)], directory / "go.log"))
     except CannotRun as reason:
@@ -101,7 +108,29 @@ def start_all(stack: ExitStack, backend: Process, directory: Path, kept: Path) -
     return contenders, missing
 
 
-def _juggler(loop: str, endpoints: int, backend: Process, directory: Path) -> Process:
+def start_juggler(
+    loop: str, endpoints: int, backend: Listening, directory: Path, before: str = "pass"
+) -> tuple[Process, int]:
+    """A juggler whose endpoint ``/bench`` answers, and the port of its control plane.
+
+    Args:
+        before: Python statements, on one line, that its process runs first.
+
+    Raises:
+        CannotRun: It does not come up.
+    """
+    process, control_port = _juggler(loop, endpoints, backend, directory, before)
+    try:
+        _wait_for_answer(process)
+    except BaseException:
+        process.stop()
+        raise
+    return process, control_port
+
+
+def _juggler(
+    loop: str, endpoints: int, backend: Listening, directory: Path, before: str = "pass"
+) -> tuple[Process, int]:
     directory.mkdir()
     port, control_port = _free_port(), _free_port()
     others = [
@@ -123,11 +152,11 @@ def _juggler(loop: str, endpoints: int, backend: Process, directory: Path) -> Pr
     }
     path = directory / "config.json"
     path.write_text(json.dumps(config))
-    program = [sys.executable, "-c", _SERVE.format(hide=_HIDE[loop])]
-    return Process([*program, "serve", "--config", path], directory / "log", port=port)
+    program = [sys.executable, "-c", _SERVE.format(hide=_HIDE[loop], before=before)]
+    return Process([*program, "serve", "--config", path], directory / "log", port=port), control_port
 
 
-def _nginx(backend: Process, directory: Path) -> Process:
+def _nginx(backend: Listening, directory: Path) -> Process:
     directory.mkdir()
     port = _free_port()
     path = directory / "nginx.conf"

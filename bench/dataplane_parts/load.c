@@ -3,23 +3,28 @@
  *   load MODE PORT PEERS SECONDS WARM_SECONDS SIZE
  *
  * requests  POST of SIZE bytes, the next when the answer is there
+ * paced     SIZE small POSTs a second, each when it is due, on whichever peer is idle; the delay is that since then
  * events    each peer takes one stream of an event every SIZE microseconds; the delay is that of each event
  * echo      64 bytes through an upgraded connection and back
  * upload, download  transfers of SIZE bytes until the time is over; SECONDS 0: one per peer
  * hold      as events, until stdin ends; "open" is printed when each has had its first event
+ * flood     reads what never ends as fast as it comes, until stdin ends; "open" as above
  * stall     downloads of which only the first bytes are read, until stdin ends; "open" as above
  *
  * What happens in the first WARM_SECONDS counts in "total", not among the latencies. Anything unexpected ends it.
  */
 #include "common.h"
+#include <sys/timerfd.h>
 
 #define MESSAGE_BYTES 70  /* a WebSocket frame: 2 bytes of head, 4 of mask, 64 of text */
+#define PACED_BYTES 64
 #define QUIET_MS 20000
 #define OPEN_LIMIT_S 30
 #define STAMP_BYTES ((ssize_t)(sizeof STAMP - 1 + STAMP_DIGITS))
 
-enum mode { REQUESTS, EVENTS, ECHO, UPLOAD, DOWNLOAD, HOLD, STALL, MODES };
-static const char *const NAMES[MODES] = {"requests", "events", "echo", "upload", "download", "hold", "stall"};
+/* From HOLD on: until stdin ends. */
+enum mode { REQUESTS, PACED, EVENTS, ECHO, UPLOAD, DOWNLOAD, HOLD, FLOOD, STALL, MODES };
+static const char *const NAMES[MODES] = {"requests", "paced", "events", "echo", "upload", "download", "hold", "flood", "stall"};
 
 struct peer {
     int fd, open, wants_out;
@@ -29,8 +34,9 @@ struct peer {
 };
 
 static enum mode mode;
-static int port, peer_count, poller, open_count, ended_count;
-static int64_t body_bytes, start_ns, warm_ns, end_ns, last_ns, total, moved;
+static int port, peer_count, poller, open_count, ended_count, pacer, idle_count;
+static struct peer **peers, **idle;  /* idle: those without a request, in mode PACED */
+static int64_t body_bytes, start_ns, warm_ns, end_ns, due_ns, last_ns, total, moved;
 static char request[HEAD_BYTES + BLOCK_BYTES], message[MESSAGE_BYTES], block[BLOCK_BYTES + HEAD_BYTES];
 static size_t request_size;
 static int64_t *samples;
@@ -96,7 +102,9 @@ static void finished(struct peer *p, int64_t now)
     last_ns = now;
     if (p->began >= start_ns + warm_ns)
         sample(now - p->began);
-    if (now >= end_ns)
+    if (mode == PACED)
+        idle[idle_count++] = p;
+    else if (now >= end_ns)
         ended_count++;
     else if (mode == ECHO) {
         p->began = now_ns();
@@ -106,11 +114,48 @@ static void finished(struct peer *p, int64_t now)
         begin(p);
 }
 
+static void arm_pacer(void)
+{
+    struct itimerspec when = {.it_value = {.tv_sec = due_ns / SECOND_NS, .tv_nsec = due_ns % SECOND_NS}};
+    timerfd_settime(pacer, TFD_TIMER_ABSTIME, &when, NULL);
+}
+
+/* Whatever is due; over when the last answer is there. */
+static void pace(void)
+{
+    uint64_t expirations;
+    if (read(pacer, &expirations, sizeof expirations) < 0 && errno != EAGAIN)
+        fail("timer");
+    for (; due_ns <= now_ns() && due_ns < end_ns; due_ns += SECOND_NS / body_bytes) {
+        if (!idle_count) {
+            errno = 0;
+            fail("every peer waits for an answer");
+        }
+        struct peer *p = idle[--idle_count];
+        begin(p);
+        p->began = due_ns;
+    }
+    arm_pacer();
+    if (due_ns >= end_ns && idle_count == peer_count)
+        ended_count = peer_count;
+}
+
+static void start_pacing(void)
+{
+    pacer = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK);
+    struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL};
+    epoll_ctl(poller, EPOLL_CTL_ADD, pacer, &event);
+    memcpy(idle, peers, peer_count * sizeof *peers);
+    idle_count = peer_count;
+    due_ns = start_ns;
+    arm_pacer();
+}
+
 static void opened(struct peer *p)
 {
     if (!p->open) {
         p->open = 1;
-        if (++open_count == peer_count && (mode == HOLD || mode == STALL)) {
+        if (++open_count == peer_count && mode >= HOLD) {
             alarm(0);
             puts("open");
             fflush(stdout);
@@ -214,6 +259,9 @@ static void on_input(struct peer *p)
         } else if (mode == EVENTS || mode == HOLD) {
             memmove(p->data, p->data + end, early);
             p->size = early;
+        } else if (mode == FLOOD) {
+            opened(p);
+            p->in_left = INT64_MAX;
         } else if (mode == STALL) {
             opened(p);
             epoll_ctl(poller, EPOLL_CTL_DEL, p->fd, NULL);
@@ -270,15 +318,18 @@ static void prepare_request(void)
         make_request("GET", "/echo", -1,
                      "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
                      "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n");
+    } else if (mode == FLOOD) {
+        make_request("GET", "/flood", -1, "");
     } else if (mode == DOWNLOAD || mode == STALL) {
         sprintf(path, "/download?bytes=%lld", (long long)body_bytes);
         make_request("GET", path, -1, "");
     } else {
-        make_request("POST", path, body_bytes, "");
+        make_request("POST", path, mode == PACED ? PACED_BYTES : body_bytes, "");
     }
-    if (mode == REQUESTS) {
-        memset(request + request_size, 'x', body_bytes);
-        request_size += body_bytes;
+    if (mode == REQUESTS || mode == PACED) {
+        int64_t size = mode == PACED ? PACED_BYTES : body_bytes;
+        memset(request + request_size, 'x', size);
+        request_size += size;
     }
 }
 
@@ -305,13 +356,16 @@ static void run(void)
 {
     struct epoll_event ready[256];
     while (ended_count < peer_count) {
-        int waits = mode == HOLD || mode == STALL;
-        int count = epoll_wait(poller, ready, 256, waits ? -1 : QUIET_MS);
+        int count = epoll_wait(poller, ready, 256, mode >= HOLD ? -1 : QUIET_MS);
         if (!count)
             fail("nothing comes any more");
         for (int i = 0; i < count; i++) {
             struct peer *p = ready[i].data.ptr;
             char byte;
+            if (!p && mode == PACED) {
+                pace();
+                continue;
+            }
             if (!p) {
                 if (read(0, &byte, 1) <= 0)
                     return;
@@ -344,18 +398,22 @@ int main(int count, char **words)
     if (mode == REQUESTS && body_bytes > BLOCK_BYTES)
         fail("such a request is an upload");
     poller = epoll_create1(0);
-    if (mode == HOLD || mode == STALL) {
+    if (mode >= HOLD) {
         alarm(OPEN_LIMIT_S);
         struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL};
         epoll_ctl(poller, EPOLL_CTL_ADD, 0, &event);
     }
-    struct peer **peers = calloc(peer_count, sizeof *peers);
+    peers = calloc(peer_count, sizeof *peers);
+    idle = calloc(peer_count, sizeof *idle);
     for (int i = 0; i < peer_count; i++)
         peers[i] = join();
     start_ns = now_ns();
     end_ns += start_ns;
-    for (int i = 0; i < peer_count; i++)
-        begin(peers[i]);
+    if (mode == PACED)
+        start_pacing();
+    else
+        for (int i = 0; i < peer_count; i++)
+            begin(peers[i]);
     run();
     if (mode == EVENTS && total != peer_count * event_count())
         fail("events were lost");

@@ -18,6 +18,9 @@ EVENT_STREAMS = {1: 1_000, 50: 5_000, 200: 20_000}
 """Streams at once, and the microseconds between two events of each."""
 UPLOAD_BYTES = 20_000_000
 DOWNLOAD_BYTES = 200_000_000
+FLOODING = 50
+"""Clients that take a stream as fast as it comes, and then vanish."""
+_FLOOD_S = 0.5
 _RUN_LIMIT_S = 120.0
 
 Numbers = dict[str, float]
@@ -62,7 +65,7 @@ class Bench:
         measures += [("pinned 64", "requests", 64, REQUEST_BYTES)]
         measures += [(f"events {number}", "events", number, pause_us) for number, pause_us in EVENT_STREAMS.items()]
         measures += [("echo 16", "echo", 16, 0), ("upload", "upload", 1, UPLOAD_BYTES)]
-        measures += [("download", "download", 1, DOWNLOAD_BYTES)]
+        measures += [("download", "download", 1, DOWNLOAD_BYTES), ("flood", "flood", FLOODING, 0)]
         for measure, mode, peers, size in measures:
             if only not in measure:
                 continue
@@ -100,6 +103,8 @@ class Bench:
         return numbers
 
     def _run(self, contender: Contender, mode: str, peers: int, size: int) -> Numbers:
+        if mode == "flood":
+            return self._after_flood(contender, peers)
         process = contender.process
         before = process.cpu_s() if process is not None else 0.0
         numbers = self._load(contender.port, mode, peers, self.extent.seconds, self.extent.warm_s, size)
@@ -110,6 +115,17 @@ class Bench:
             numbers["mb_per_s"] = numbers["bytes"] / numbers["seconds"] / 1e6
             numbers["cpu_s_per_gb"] = cpu_s / numbers["bytes"] * 1e9
         return numbers
+
+    def _after_flood(self, contender: Contender, peers: int) -> Numbers:
+        """Of ordinary requests, sent from the moment on in which so many flooding clients vanish."""
+        clients = Process([self._program, "flood", str(contender.port), str(peers), "0", "0", "0"], self._log)
+        try:
+            time.sleep(_FLOOD_S)
+            if not clients.runs:
+                raise LoadFailed(f"the flood: {clients.said()[-300:]}")
+        finally:
+            clients.stop()
+        return self._load(contender.port, "requests", 64, self.extent.seconds / 3, 0.0, REQUEST_BYTES)
 
     def _load(self, port: int, mode: str, peers: int, seconds: float, warm_s: float, size: int) -> Numbers:
         words = [mode, str(port), str(peers), str(seconds), str(warm_s), str(size)]

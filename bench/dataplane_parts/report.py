@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bench.dataplane_parts.contenders import ASYNCIO, DIRECT, GO, MANY, NGINX, UVLOOP
-from bench.dataplane_parts.measures import CONNECTIONS, EVENT_STREAMS, Numbers
+from bench.dataplane_parts.measures import CONNECTIONS, EVENT_STREAMS, FLOODING, Numbers
 
 JUGGLERS = (UVLOOP, ASYNCIO)
 SHOWN = (DIRECT, UVLOOP, ASYNCIO, GO, NGINX)
@@ -79,6 +79,8 @@ def rows() -> list[Row]:
     for measure, title in (("upload", "20 MB up"), ("download", "200 MB down")):
         table.append(Row(f"{title}: MB/s", measure, "mb_per_s", at_least=True, gates=_both(0.85)))
         table.append(Row(f"{title}: CPU s/GB", measure, "cpu_s_per_gb", gates=_both(1.2)))
+    after = f"{FLOODING} flooding clients gone"
+    table.append(Row(f"{after}: p99 us", "flood", "p99_us", gates=_both(1.0, 3.0)))
     memory = "memory"
     table.append(Row("idle: MiB", memory, "idle", "", scale=1 / MIB))
     table.append(Row("per open stream: KiB", memory, "per_stream", "", scale=1 / 1024, gates=_both(10.0)))
