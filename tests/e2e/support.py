@@ -74,10 +74,11 @@ class Juggler:
         config = {
             "temp_dir": str(self.temp_dir),
             "state_dir": str(tmp_path / "state"),
-            "control": {"port": self.control_port},
             "memory": {"pools": "exclusive"},
             **config,
+            "control": {"port": self.control_port, **config.get("control", {})},
         }
+        config["control"].setdefault("port", self.control_port)
         for server in config["servers"]:
             server.setdefault("port", self.port)
         self.config = config
@@ -101,7 +102,7 @@ class Juggler:
     def _listening(self) -> bool:
         if self.process.poll() is not None:
             raise Ended(self.text())
-        if "no status API" in self.text():  # somebody took the port of its status API, and answers there
+        if "no dashboard and no API" in self.text():  # somebody took its control port, and answers there
             raise Ended(self.text())
         ports = {server["port"] for server in self.config["servers"]} | {self.control_port}
         return all(self._accepts(port) for port in ports)
@@ -136,7 +137,7 @@ class Juggler:
             connection.close()
 
     def status(self) -> Any:
-        return self.ask("GET", "/api/status", port=self.control_port).json()
+        return self.ask("GET", "/api/v1/status", port=self.control_port).json()
 
     def instance(self, name: str) -> Any:
         return next(one for one in self.status()["instances"] if one["instance"] == name)

@@ -195,8 +195,11 @@ def test_orders_of_the_operator(tmp_path: Path) -> None:
     """``unload`` unloads, ``stop`` does no more than that, and says so."""
     with theirs() as server, running(tmp_path, exclusive(a=attached(server.url))) as juggler:
         eventually(lambda: residency(juggler, "a") == "ready", "found")
-        stopped = juggler.ask("POST", "/api/stop?endpoint=a", port=juggler.control_port)
+        stopped = juggler.ask("POST", "/api/v1/endpoints/a/stop?wait_s=60", port=juggler.control_port)
         assert stopped.json()["result"] == "unloaded; an attached server is never stopped"
         assert server.diary()["diary"] == ["unload"]
-        assert juggler.ask("POST", "/api/load?endpoint=a", port=juggler.control_port).json()["result"] == "loaded"
+        assert (
+            juggler.ask("POST", "/api/v1/endpoints/a/load?wait_s=60", port=juggler.control_port).json()["result"]
+            == "loaded"
+        )
         assert server.diary()["diary"] == ["unload", "wake"]

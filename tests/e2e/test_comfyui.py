@@ -133,7 +133,7 @@ def test_an_open_page_survives_the_unload_and_holds_nothing_up(tmp_path: Path) -
             finished(juggler, queued(juggler, JOB, client_id="tab"))
             page.until("executed", 2)
             assert not page.closed.is_set()
-            assert juggler.ask("POST", "/api/stop?endpoint=a", port=juggler.control_port).status == 200
+            assert juggler.ask("POST", "/api/v1/endpoints/a/stop?wait_s=60", port=juggler.control_port).status == 200
             eventually(page.closed.is_set, "the process has gone, and the page hears of it")
 
 

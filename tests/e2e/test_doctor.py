@@ -240,7 +240,7 @@ def test_ports_and_a_running_juggler(doctor: Doctor, tmp_path: Path) -> None:
         assert rows[0] == ("ok", f"S: 127.0.0.1:{juggler.port} is held by the running juggler")
         assert rows[1][0] == "problem"
         assert f"(pid {os.getpid()})" in rows[1][1]
-        assert rows[2] == ("ok", f"status API: 127.0.0.1:{juggler.control_port} is held by the running juggler")
+        assert rows[2] == ("ok", f"dashboard and API: 127.0.0.1:{juggler.control_port} is held by the running juggler")
         assert juggler.instance("S/a")["starts"] == 0, "looking starts nothing"
 
 

@@ -83,7 +83,7 @@ def test_two_closed_loop_clients_mostly_are_served(tmp_path: Path, dial: str, sh
         assert max(max(client.waits) for client in clients) < BOUND_S - MAX_WAIT_S + 60
         swaps = loads(juggler) - 3
         # On a busy machine a load takes longer than the second that it sleeps; that is not the scheduler's doing.
-        late_s = sum(max(0.0, one["load_s"] - LOAD_S) for one in juggler.status()["instances"]) / 2
+        late_s = sum(max(0.0, one["load_expected_s"] - LOAD_S) for one in juggler.status()["instances"]) / 2
         serving = SERVE_S * sum(map(len, counted)) / (RUN_S - swaps * late_s)
         assert serving >= share - ROOM, f"{serving:.0%} of the time serving, {swaps} loads, {late_s:.2f} s late"
 
@@ -148,7 +148,7 @@ def test_alternating_requests_at_once_cost_two_loads(tmp_path: Path) -> None:
 
 
 def decisions(juggler: Juggler) -> Any:
-    return juggler.ask("GET", "/api/decisions", port=juggler.control_port).json()["decisions"]
+    return juggler.ask("GET", "/api/v1/decisions", port=juggler.control_port).json()["decisions"]
 
 
 def test_a_better_class_goes_first_and_only_as_far_as_its_endpoint_allows(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from juggler import descriptors
 from juggler.backends.base import Address, LaunchPlan, StopStep
 from juggler.errors import BackendError, StartFailed
 from juggler.lifecycle import guardian, local
@@ -89,6 +91,20 @@ async def test_surroundings_of_a_program(launcher: LocalLauncher, tmp_path: Path
     assert int(seen["ignored"], 16) & 0x7FFFFFFF == 1 << (signal.SIGPIPE - 1) | 1 << (signal.SIGXFSZ - 1)
     assert seen["leader"]
     assert (seen["cwd"], seen["env"], seen["argv"]) == (str(tmp_path), env, ["ä b", ""])
+
+
+async def test_our_own_limit_on_descriptors_is_not_handed_down(
+    launcher: LocalLauncher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Programs with ``select`` break above 1024: they get the soft limit that the juggler was started with."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    script = "import resource; print(*resource.getrlimit(resource.RLIMIT_NOFILE))"
+    plan = LaunchPlan((sys.executable, "-c", script), dict(os.environ), None, POLITE)
+    for name, given in (("a", soft - 7), ("b", None)):
+        monkeypatch.setattr(descriptors, "_given", given)
+        handle = await launcher.start(name, plan, ADDRESS)
+        assert (await asyncio.wait_for(handle.wait(), 10)).status == 0, handle.output()
+        assert handle.output() == [f"{given or soft} {hard}"]
 
 
 async def test_100_mb_at_full_speed(launcher: LocalLauncher) -> None:

@@ -25,6 +25,7 @@ from tests.e2e.support import (
     running,
     web,
 )
+from tests.ollama_files import write_model
 
 pytestmark = pytest.mark.slow
 
@@ -121,6 +122,67 @@ def test_lists_and_downloads_disturb_nobody(tmp_path: Path) -> None:
         assert answers == [200]
         assert residency(juggler) == "unloaded"
         assert juggler.instance("S/img")["residency"] == "ready"
+
+
+def test_clients_find_their_models_before_the_first_start(tmp_path: Path) -> None:
+    """1. Everything that makes a client show a model is answered; nothing starts. 2. So the first chat can begin."""
+    for name in ("small", "big", "embed"):
+        write_model(tmp_path / ".ollama" / "models", name)
+    with running(tmp_path, exclusive(llm=ollama(tmp_path))) as juggler:
+        early = juggler.ask("GET", "/llm/api/tags")
+        assert (early.status, early.headers["x-juggler"]) == (200, "files")
+        details = juggler.ask("POST", "/llm/api/show", {"model": "small"})
+        assert (details.status, details.headers["x-juggler"]) == (200, "files")
+        assert details.json()["model_info"]["llama.context_length"] == 131072
+        assert juggler.ask("GET", "/llm/api/ps").json() == {"models": []}
+        assert len(juggler.ask("GET", "/llm/v1/models").json()["data"]) == 3
+        unknown = juggler.ask("POST", "/llm/api/show", {"model": "none"})
+        assert (unknown.status, unknown.json()) == (404, {"error": "model 'none' not found"})
+        assert juggler.instance("S/llm")["starts"] == 0
+        chat(juggler)
+        later = juggler.ask("GET", "/llm/api/tags")
+        assert "x-juggler" not in later.headers
+        told = [{model["name"]: model["details"] for model in one.json()["models"]} for one in (early, later)]
+        assert set(told[0]) == set(told[1])
+        assert juggler.ask("GET", "/llm/api/ps").json()["models"] != []
+
+
+def test_an_order_to_unload_loads_nothing(tmp_path: Path) -> None:
+    """Open WebUI's button, while another works: no start, no wake, nobody is evicted for it."""
+    write_model(tmp_path / ".ollama" / "models")
+    order = {"model": "small", "keep_alive": 0}
+    with running(tmp_path, exclusive(llm=ollama(tmp_path), img=web("--name", "img"))) as juggler:
+        juggler.ask("POST", "/img/x", {})
+        for path in ("generate", "chat"):
+            obeyed = juggler.ask("POST", f"/llm/api/{path}", order)
+            assert (obeyed.status, obeyed.json()["done_reason"]) == (200, "unload")
+            assert obeyed.headers["x-juggler"] == "placeholder"
+        assert juggler.instance("S/llm")["starts"] == 0
+        chat(juggler)
+        assert "x-juggler" not in juggler.ask("POST", "/llm/api/generate", order).headers
+        eventually(lambda: state(juggler)["runners"] == {}, "it was forwarded, and obeyed")
+        assert residency(juggler) == "ready"
+        juggler.ask("POST", "/img/x", {})
+        assert residency(juggler) == "unloaded"
+        assert "x-juggler" not in juggler.ask("POST", "/llm/api/chat", order).headers
+        assert residency(juggler) == "unloaded"
+        assert juggler.instance("S/img")["residency"] == "ready"
+
+
+def test_details_are_remembered(tmp_path: Path) -> None:
+    """Once it has answered, its own words count, to the same question: also those of the program alone."""
+    write_model(tmp_path / ".ollama" / "models")
+    with running(tmp_path, exclusive(llm=ollama(tmp_path))) as juggler:
+        chat(juggler)
+        real = juggler.ask("POST", "/llm/api/show", {"model": "small"})
+        assert real.json()["capabilities"]
+        assert juggler.ask("POST", "/api/v1/endpoints/llm/stop?wait_s=60", port=juggler.control_port).status == 200
+        eventually(lambda: residency(juggler) == "stopped", "it is stopped")
+        kept = juggler.ask("POST", "/llm/api/show", {"model": "small"})
+        assert (kept.body, kept.headers["x-juggler"]) == (real.body, "cached")
+        other = juggler.ask("POST", "/llm/api/show", {"name": "small"})
+        assert (other.status, other.headers["x-juggler"]) == (200, "files")
+        assert juggler.instance("S/llm")["starts"] == 1
 
 
 def test_host_and_origin_of_clients_do_not_reach_it(tmp_path: Path) -> None:
@@ -257,6 +319,35 @@ def test_attached_it_is_unloaded_and_never_ended(tmp_path: Path) -> None:
         finally:
             service.terminate()
             assert service.wait(LIMIT_S) == 0
+
+
+def test_of_an_attached_one_that_is_down_only_earlier_answers_are_known(tmp_path: Path) -> None:
+    """Where its models are is its user's business, and what it holds may be out of reach rather than gone."""
+    write_model(tmp_path / ".ollama" / "models")
+    port = free_port()
+    env = {**os.environ, "HOME": str(tmp_path), "OLLAMA_HOST": f"127.0.0.1:{port}"}
+    command = [sys.executable, str(PROGRAMS / "fake_ollama.py"), "serve"]
+    with subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL) as service:
+        try:
+            llm = {"type": "ollama", "attach_to": f"http://127.0.0.1:{port}", "env": {"HOME": str(tmp_path)}}
+            with running(tmp_path, exclusive(llm=llm)) as juggler:
+                eventually(lambda: listens(port), "the service is up")
+                chat(juggler)
+                assert juggler.ask("POST", "/llm/api/show", {"model": "small"}).status == 200
+                service.terminate()
+                service.wait(LIMIT_S)
+                kept = juggler.ask("POST", "/llm/api/show", {"model": "small"})
+                assert (kept.status, kept.headers["x-juggler"]) == (200, "cached")
+                for method, path, body in (
+                    ("GET", "ps", None),
+                    ("GET", "tags", None),
+                    ("POST", "show", {"model": "big"}),
+                    ("POST", "generate", {"model": "small", "keep_alive": 0}),
+                ):
+                    assert juggler.ask(method, f"/llm/api/{path}", body).status in (502, 503)
+        finally:
+            service.terminate()
+            service.wait(LIMIT_S)
 
 
 def listens(port: int) -> bool:

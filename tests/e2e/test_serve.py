@@ -110,21 +110,22 @@ def test_a_crash_is_told_and_the_next_request_starts_it_again(tmp_path: Path) ->
         assert juggler.ask("POST", "/a/x", {}).json()["pid"] != first
 
 
-def test_operator_orders_over_the_status_api(tmp_path: Path) -> None:
+def test_operator_orders_over_the_api(tmp_path: Path) -> None:
     """Load, unload and stop work by name, are idempotent, and refuse foreign hosts and origins."""
     with running(tmp_path, exclusive(a=web())) as juggler:
 
         def order(name: str) -> int:
-            return juggler.ask("POST", f"/api/{name}?endpoint=a", port=juggler.control_port).status
+            path = f"/api/v1/endpoints/a/{name}?wait_s=60"
+            return juggler.ask("POST", path, port=juggler.control_port).status
 
         assert order("load") == 200
         assert juggler.instance("S/a")["state"] == "ready"
         assert [order("stop"), order("stop"), order("unload")] == [200, 200, 200]
         assert juggler.instance("S/a")["state"] == "stopped"
-        assert juggler.ask("GET", "/api/stop?endpoint=a", port=juggler.control_port).status == 405
+        assert juggler.ask("GET", "/api/v1/endpoints/a/stop", port=juggler.control_port).status == 405
         for extra in (b"Host: evil.example\r\n", b"Host: 127.0.0.1\r\nOrigin: http://evil.example\r\n"):
             with socket.create_connection(("127.0.0.1", juggler.control_port), 5) as sock:
-                sock.sendall(b"POST /api/load?endpoint=a HTTP/1.1\r\n" + extra + b"Connection: close\r\n\r\n")
+                sock.sendall(b"POST /api/v1/endpoints/a/load HTTP/1.1\r\n" + extra + b"Connection: close\r\n\r\n")
                 assert b" 403 " in sock.makefile("rb").readline()
 
 

@@ -16,6 +16,7 @@ Json = dict[str, Any]
 
 WORDS = ("Good", " day", " — \u2028ünïcode", "!")
 STAMP = 1_700_000_000
+MODELS = {"object": "list", "data": [{"id": "m", "object": "model", "created": STAMP}]}
 USAGE = {"prompt_tokens": 5, "completion_tokens": len(WORDS), "total_tokens": 5 + len(WORDS)}
 REFUSAL = {
     "error": {
@@ -43,7 +44,9 @@ class Handler(BaseHTTPRequestHandler):
             "GET /health": {"status": "ok"},
             "GET /props": {"build_info": "b1-stand-in", "chat_template": "{{ x }}", "total_slots": 4, "modalities": {}},
             "GET /slots": [{"id": 0, "is_processing": False}],
-            "GET /v1/models": {"object": "list", "data": [{"id": "m", "object": "model", "created": STAMP}]},
+            "GET /v1/models": MODELS,
+            "GET /api/tags": MODELS,
+            "POST /api/show": {"template": "{{ x }}", "model_info": {"llama.context_length": 8192}},
             "POST /v1/embeddings": {
                 "object": "list",
                 "model": "m",

@@ -24,7 +24,7 @@ async def run() -> None:
     handle = await launcher.start("stand-in", plan, await launcher.reserve())
     seen = asyncio.Event()
 
-    def show(line: str) -> None:
+    def show(stream: str, line: str) -> None:
         print(line, flush=True)
         seen.set()
 

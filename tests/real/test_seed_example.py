@@ -103,7 +103,7 @@ class Seed:
             connection.close()
 
     def status(self) -> Any:
-        return self.ask(str(self.control), "GET", "/api/status").json()
+        return self.ask(str(self.control), "GET", "/api/v1/status").json()
 
     def residencies(self) -> dict[str, str]:
         return {one["instance"]: one["residency"] for one in self.status()["instances"]}

@@ -41,14 +41,12 @@ def test_an_address_that_is_taken_is_named_once(tmp_path: Path, taken: int) -> N
     assert caught.value.message == f"server 'S' cannot listen on 127.0.0.1:{taken}: Address already in use"
 
 
-def test_without_its_status_api_it_goes_on(tmp_path: Path, taken: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_its_control_plane_it_goes_on(tmp_path: Path, taken: int, caplog: pytest.LogCaptureFixture) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     asyncio.run(app(tmp_path, port, control={"port": taken}).run())
-    assert (
-        f"no status API: cannot listen on 127.0.0.1:{taken}: Address already in use; set `control` in the configuration"
-        in caplog.messages
-    )
+    why = f"cannot listen on 127.0.0.1:{taken}: Address already in use; set `control` in the configuration"
+    assert f"no dashboard and no API: {why}" in caplog.messages
 
 
 @pytest.mark.parametrize("key", ["temp_dir", "state_dir"])

@@ -41,6 +41,12 @@ class System:
         self.soft = limits[0]
 
 
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing was raised before."""
+    monkeypatch.setattr(descriptors, "_given", None)
+
+
 NEEDED = RESERVED + PER_CONNECTION * 4096
 
 
@@ -78,6 +84,25 @@ def test_too_few(
     assert system.soft == soft
     (record,) = caplog.records
     assert f"each server takes {fitting} at most" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("system", "given"),
+    [
+        (System(1024, 1_048_576), 1024),
+        (System(100_000, 100_000), None),
+        (System(256, INFINITE, really=1000), None),
+        (None, None),
+    ],
+)
+def test_programs_get_what_we_were_given(
+    system: System | None, given: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit from before it was raised, however often; where it was not, they inherit it as it is."""
+    monkeypatch.setattr(descriptors, "resource", system)
+    for connections in (4096, 8192):
+        make_room([connections])
+        assert descriptors.limit_for_others() == given
 
 
 def test_few_connections_fit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,7 +77,7 @@ async def ports(config: ResolvedConfig, problems: Sequence[Problem]) -> Section:
         what = f"{server.name}: {server.host}:{server.port}"
         findings.append(await _port(what, server.port, refused.get(f"servers[{index}].port"), running, own))
     if control is not None:
-        what = f"status API: {control.host}:{control.port}"
+        what = f"dashboard and API: {control.host}:{control.port}"
         refusal = refused.get("control.port")
         if refusal is None or running is not None:
             findings.append(await _port(what, control.port, refusal, running, own))
@@ -112,6 +112,8 @@ async def _holder(port: int) -> Holder | None:
 
 def _about(running: RunningJuggler, config: ResolvedConfig) -> list[Finding]:
     findings = []
+    if running.version is None or running.endpoints is None:
+        return [note("the running juggler wants its admin key before it tells what it serves")]
     if running.version != __version__:
         findings.append(note(f"the running juggler is version {running.version}, this is {__version__}", "restart it"))
     if running.endpoints != {one.id for server in config.servers for one in server.endpoints}:

@@ -42,7 +42,7 @@ def make_document(plan: Plan, facts: Facts) -> Block:
         entries.append(Entry("memory", Block((Entry("pools", pools),)), comments))
     if plan.control_port != CONTROL_PORT:
         port = plan.control_port
-        comment = f"The status API: juggler ps --url http://127.0.0.1:{port}. Its usual port, {CONTROL_PORT}, is taken."
+        comment = f"The dashboard and API: http://127.0.0.1:{port}. The usual port, {CONTROL_PORT}, is taken."
         entries.append(Entry("control", Block((Entry("port", port),)), (comment,)))
     entries.append(Entry("backends", _backends(plan, facts)))
     host = _host_comment(facts.containers)

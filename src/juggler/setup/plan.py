@@ -125,5 +125,5 @@ def _remarks(facts: Facts) -> list[str]:
     if facts.search.kcpps and facts.program("koboldcpp") is None:
         remarks.append("there are configurations saved by koboldcpp, but koboldcpp itself was not found")
     if facts.control_port != CONTROL_PORT:
-        remarks.append(f"port {CONTROL_PORT} is taken: the status API is on {facts.control_port}")
+        remarks.append(f"port {CONTROL_PORT} is taken: the dashboard is on {facts.control_port}")
     return remarks + [f"the GPU could not be asked: {trouble}" for trouble in facts.gpus.troubles]

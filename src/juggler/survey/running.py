@@ -16,21 +16,22 @@ _CONNECTABLE = {"localhost": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
 class RunningJuggler:
     """What answers at a control address."""
 
-    version: str
-    endpoints: frozenset[str]
-    """Full names: ``server/endpoint``."""
+    version: str | None
+    endpoints: frozenset[str] | None
+    """Full names: ``server/endpoint``; None, as the version: it tells only those who have its key."""
 
 
 async def running_juggler(host: str, port: int) -> RunningJuggler | None:
     """The juggler whose control address this is; None if none answers there."""
     caller = HttpCaller(Address(_CONNECTABLE.get(host.lower(), host), port))
     try:
-        document = (await caller.call("GET", "/api/status", timeout_s=STATUS_LIMIT_S)).json_object()
+        document = (await caller.call("GET", "/api/v1/status", timeout_s=STATUS_LIMIT_S)).json_object()
     except OSError:  # TimeoutError is one
         return None
-    instances = document.get("instances")
-    if not isinstance(instances, list) or "version" not in document:
+    error, endpoints = document.get("error"), document.get("endpoints")
+    if isinstance(error, dict) and error.get("code") == "key_needed":
+        return RunningJuggler(None, None)
+    if not isinstance(endpoints, list) or "version" not in document:
         return None
-    names = [one.get("endpoints") for one in instances if isinstance(one, dict)]
-    endpoints = frozenset(str(name) for group in names if isinstance(group, list) for name in group)
-    return RunningJuggler(str(document["version"])[:40], endpoints)
+    names = frozenset(str(one.get("endpoint")) for one in endpoints if isinstance(one, dict))
+    return RunningJuggler(str(document["version"])[:40], names)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from juggler.backends.base import Address, LaunchPlan, StopStep
 from juggler.ids import PoolId
 from juggler.lifecycle.launcher import LOCAL_NODE, ExitReport, LaunchInfo, MachineMemory, PoolUse
+from juggler.lifecycle.output import Stream, Subscriber
 from juggler.lifecycle.page_cache import FileCache
 from juggler.testing.scripted import Act
 
@@ -47,6 +48,7 @@ class FakeHandle:
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.time()
         self._output = list(program.output)
+        self._subscribers: list[Subscriber] = []
         self._ended = asyncio.Event()
         self._kill_failures = program.kill_failures
         self.plan = plan
@@ -75,7 +77,7 @@ class FakeHandle:
         if self.report is None:
             self.report = ExitReport(status, self._loop.time() - self._started)
             self._ended.set()
-            self._loop.call_later(0.005, self._output.extend, self._program.last_words)
+            self._loop.call_later(0.005, self.write, *self._program.last_words)
             if self._program.lingers_s:
                 self._loop.call_later(self._program.lingers_s, self.empty.set)
             else:
@@ -120,9 +122,21 @@ class FakeHandle:
     def write(self, *lines: str) -> None:
         """Add lines of output."""
         self._output.extend(lines)
+        for line in lines:
+            for callback in self._subscribers:
+                callback("stdout", line)
 
     def output(self, lines: int = 20) -> list[str]:
         return self._output[-lines:]
+
+    def subscribe(self, callback: Subscriber, *, replay: bool = False) -> Callable[[], None]:
+        for line in self._output if replay else ():
+            callback("stdout", line)
+        self._subscribers.append(callback)
+        return lambda: self._subscribers.remove(callback)
+
+    def begun(self) -> list[tuple[Stream, str]]:
+        return []
 
 
 class FakeLauncher:

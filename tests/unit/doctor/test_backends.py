@@ -1,7 +1,9 @@
 """Judging one backend: its program, options, files, and the server it attaches to."""
 
 import asyncio
+import datetime
 import os
+import ssl
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,9 @@ from juggler.doctor import backends
 from juggler.doctor.backends import Case, examine_backend
 from juggler.doctor.findings import Finding, Grade
 from juggler.ids import InstanceId
+from juggler.lifecycle import attaching
+from juggler.tls import ServerTls, server_context
+from tests.certificates import authority, make_pair, stranger, write_authority
 from tests.e2e.support import free_port
 from tests.unit.doctor.tools import answering, install
 from tests.unit.survey.gguf_files import write_gguf
@@ -247,6 +252,83 @@ def test_one_target_is_asked_once() -> None:
             return await examine("ollama", *both)
 
     assert len(asyncio.run(body())) == 1
+
+
+# --- targets behind TLS ---------------------------------------------------------------------------------------------
+
+OLLAMA = {"/api/version": '{"version":"0.33.0"}', "/": "Ollama is running"}
+
+
+async def attach_securely(server: ssl.SSLContext, ca: str | None = None, *, verify: bool = True) -> Finding:
+    """What is said of an attached ollama behind ``https://localhost``."""
+    async with answering(OLLAMA, context=server) as port:
+        tls = ServerTls("localhost", f"localhost:{port}", ca, verify)
+        (finding,) = await examine(
+            "ollama", settings("ollama", attach_to=f"https://localhost:{port}", attach_tls=tls, model_unloading=False)
+        )
+        return finding
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_target_that_proves_itself(tmp_path: Path, verify: bool) -> None:
+    """By an authority that is named, or to somebody who does not ask."""
+    pair = make_pair(tmp_path, by=None if verify else stranger())
+    ca = write_authority(tmp_path) if verify else None
+    finding = asyncio.run(attach_securely(server_context(*pair), ca, verify=verify))
+    assert finding.grade is Grade.OK
+    assert "0.33.0" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("names", "stranger_signs", "age_days", "ca", "why", "hint"),
+    [
+        (("localhost",), True, 0, "ca.pem", "authority that is not trusted", "put the certificate of its authority"),
+        (("elsewhere.example",), False, 0, "ca.pem", "another name than localhost", "use a name that it holds"),
+        (("localhost",), False, 99, "ca.pem", "has expired", "renew it"),
+        (("localhost",), False, 0, "missing.pem", "missing.pem cannot be read", "correct `tls.ca`"),
+        (("localhost",), False, 0, "server.key", "server.key holds no certificate", "correct `tls.ca`"),
+    ],
+)
+def test_targets_that_prove_nothing(
+    tmp_path: Path, names: tuple[str, ...], stranger_signs: bool, age_days: int, ca: str, why: str, hint: str
+) -> None:
+    """A problem each, with whose fault it is and what to do."""
+    end = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=age_days) if age_days else None
+    pair = make_pair(tmp_path, *names, by=stranger() if stranger_signs else authority(), not_after=end)
+    write_authority(tmp_path)
+    finding = asyncio.run(attach_securely(server_context(*pair), str(tmp_path / ca)))
+    assert finding.grade is Grade.PROBLEM
+    assert "no connection to https://localhost:" in finding.message
+    assert why in finding.message
+    assert hint in (finding.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [(b"HTTP/1.1 400 Bad Request\r\n\r\n", "does not speak TLS"), (b"", "does not answer a TLS handshake")],
+    ids=["answers", "waits for more"],
+)
+def test_a_target_that_speaks_no_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: bytes, why: str) -> None:
+    """That is told, and not that nobody listens on the other loopback; the hint names the s too much."""
+
+    async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1000)
+        writer.write(answer)
+        await reader.read()
+        writer.close()
+
+    async def body() -> Finding:
+        async with await asyncio.start_server(plain, "127.0.0.1", 0) as server:
+            url = f"https://localhost:{server.sockets[0].getsockname()[1]}"
+            tls = ServerTls("localhost", "localhost", write_authority(tmp_path))
+            (finding,) = await examine("ollama", settings("ollama", attach_to=url, attach_tls=tls))
+            return finding
+
+    monkeypatch.setattr(attaching, "HANDSHAKE_LIMIT_S", 0.5)
+    finding = asyncio.run(body())
+    assert finding.grade is Grade.PROBLEM
+    assert why in finding.message
+    assert "http://" in (finding.hint or "")
 
 
 def test_a_module_that_stumbles_over_a_probe(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,14 +98,14 @@ def look_at_ports(document: dict[str, Any]) -> list[Finding]:
 
 
 def test_free_ports(tmp_path: Path) -> None:
-    """Servers and the status API."""
+    """Servers and the control listener."""
     found = look_at_ports(config(tmp_path, control={"port": free_port()}))
     assert [one.grade for one in found] == [Grade.OK, Grade.OK]
     assert all(one.message.endswith("is free") for one in found)
 
 
 def test_ports_taken_by_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who has it, where that can be seen: a problem for a server, a warning for the status API."""
+    """Who has it, where that can be seen: a problem for a server, a warning for the control listener."""
     monkeypatch.setattr(running, "STATUS_LIMIT_S", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(("127.0.0.1", 0)) as other:
         document = config(tmp_path, port=taken.getsockname()[1], control={"port": other.getsockname()[1]})
@@ -126,16 +126,18 @@ def test_ports_of_a_running_juggler(tmp_path: Path) -> None:
 
     async def body(status: dict[str, Any]) -> list[Finding]:
         with socket.create_server(("127.0.0.1", 0)) as taken:
-            async with answering({"/api/status": json.dumps(status)}) as control:
+            async with answering({"/api/v1/status": json.dumps(status)}) as control:
                 document = config(tmp_path, port=taken.getsockname()[1], control={"port": control})
                 resolved, problems = checked(document)
                 return list((await ports(resolved, problems)).findings)
 
-    same = asyncio.run(body({"version": __version__, "instances": [{"endpoints": ["S/E"]}]}))
+    same = asyncio.run(body({"version": __version__, "endpoints": [{"endpoint": "S/E"}]}))
     assert [one.grade for one in same] == [Grade.OK, Grade.OK]
     assert all("held by the running juggler" in one.message for one in same)
-    other = asyncio.run(body({"version": "0.0.1", "instances": [{"endpoints": ["S/F"]}]}))
+    other = asyncio.run(body({"version": "0.0.1", "endpoints": [{"endpoint": "S/F"}]}))
     assert [one.grade for one in other] == [Grade.OK, Grade.OK, Grade.NOTE, Grade.NOTE]
+    silent = asyncio.run(body({"error": {"code": "key_needed"}}))
+    assert [one.grade for one in silent] == [Grade.OK, Grade.OK, Grade.NOTE]
 
 
 def test_a_port_of_somebody_else_beside_a_running_juggler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +148,7 @@ def test_a_port_of_somebody_else_beside_a_running_juggler(tmp_path: Path, monkey
             port = taken.getsockname()[1]
             stranger = Holder(4_000_000, "stranger")
             monkeypatch.setattr(places, "holder_of", lambda one: stranger if one == port else holder_of(one))
-            async with answering({"/api/status": '{"version": "1", "instances": []}'}) as control:
+            async with answering({"/api/v1/status": '{"version": "1", "endpoints": []}'}) as control:
                 resolved, problems = checked(config(tmp_path, port=port, control={"port": control}))
                 return list((await ports(resolved, problems)).findings)
 

@@ -1,6 +1,7 @@
 """Programs and servers for the doctor to look at."""
 
 import asyncio
+import ssl
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -18,11 +19,14 @@ def install(path: Path) -> Path:
 
 
 @asynccontextmanager
-async def answering(answers: Mapping[str, str], seen: list[str] | None = None) -> AsyncIterator[int]:
+async def answering(
+    answers: Mapping[str, str], seen: list[str] | None = None, context: ssl.SSLContext | None = None
+) -> AsyncIterator[int]:
     """A server on a free port that answers 200 with a body on some paths and 404 on the others; gives its port.
 
     Args:
         seen: Collects the request lines.
+        context: For HTTPS.
     """
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -36,7 +40,7 @@ async def answering(answers: Mapping[str, str], seen: list[str] | None = None) -
         await writer.drain()
         writer.close()
 
-    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    server = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=context)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:

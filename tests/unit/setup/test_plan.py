@@ -255,7 +255,7 @@ def test_names_that_collide() -> None:
 
 
 def test_ports_that_are_taken() -> None:
-    """Others are used, and the status API's is told."""
+    """Others are used, and the control listener's is told."""
     found = facts(programs=(), ports=(9001, 9002), control_port=9000)
     loaded, text = written(found)
     assert loaded.config.servers[0].port == 9001

@@ -41,7 +41,7 @@ def test_what_was_written() -> None:
 
 
 def test_commands_name_what_is_not_usual() -> None:
-    """Another file, quoted for the shell, and another port of the status API."""
+    """Another file, quoted for the shell, and another port of the control listener."""
     found = facts(programs=(), control_port=9000)
     text = plan_text(make_plan(found), Path("my config.yaml"), default=DEFAULT)
     assert "juggler doctor --config 'my config.yaml'" in text

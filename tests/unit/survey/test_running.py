@@ -25,11 +25,20 @@ def ask(body: bytes, status: str = "200 OK") -> RunningJuggler | None:
 
 def test_a_juggler() -> None:
     """Its version and the endpoints it serves."""
-    document = {"version": "1.2", "instances": [{"endpoints": ["S/a", "S/b"]}, {"endpoints": ["T/c"]}]}
+    document = {"version": "1.2", "endpoints": [{"endpoint": "S/a"}, {"endpoint": "S/b"}, {"endpoint": "T/c"}]}
     assert ask(json.dumps(document).encode()) == RunningJuggler("1.2", frozenset({"S/a", "S/b", "T/c"}))
 
 
-@pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"version": "1"}', b'{"instances": []}', b'{"instances": 3}'])
+def test_a_juggler_that_wants_its_key() -> None:
+    """It is one all the same."""
+    document = {"error": {"code": "key_needed", "message": "this needs the admin key", "hint": None}}
+    assert ask(json.dumps(document).encode(), "401 Unauthorized") == RunningJuggler(None, None)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"<html>", b"[]", b'{"version": "1"}', b'{"endpoints": []}', b'{"endpoints": 3}', b'{"error": {"code": "x"}}'],
+)
 def test_somebody_else(body: bytes) -> None:
     """Not JSON, or JSON of another kind."""
     assert ask(body) is None
