@@ -27,18 +27,23 @@ class Glance:
     """``control.key``."""
     endpoints: tuple[str, ...]
     """Full names, ``server/endpoint``."""
+    readable: bool = True
+    """False: there is a file, and nothing could be made of it."""
 
 
 NOTHING = Glance(None, None, ())
+UNREADABLE = Glance(None, None, (), readable=False)
 
 
 def glance(path: Path) -> Glance:
-    """What the file says; ``NOTHING`` if it is not there or cannot be read."""
+    """What the file says; ``NOTHING`` if it is not there, ``UNREADABLE`` if nothing can be made of it."""
     try:
         with path.open("rb") as file:
             text = file.read(FILE_BYTES_MAX).decode("utf-8-sig")
-    except (OSError, ValueError):
+    except FileNotFoundError:
         return NOTHING
+    except (OSError, ValueError):
+        return UNREADABLE
     source = Source(str(path), text)
     if path.suffix.lower() in (".yaml", ".yml"):
         from juggler.config.yaml_reader import read_yaml
@@ -48,7 +53,7 @@ def glance(path: Path) -> Glance:
         root = read_json(source).root
     document = plain(root) if root is not None else None
     if not isinstance(document, dict):
-        return NOTHING
+        return UNREADABLE
     control = document.get("control", {})
     if not isinstance(control, dict):
         return Glance(None, None, _endpoints(document))

@@ -36,6 +36,8 @@ class Remote:
     url: str
     key: str | None = None
     """The admin key; needed where ``control.key`` is set."""
+    guessed_for: Path | None = None
+    """A configuration that would have told the address, if it could be read; ``url`` is the usual one then."""
 
     @classmethod
     def find(cls, url: str | None, key: str | None, config: Path) -> "Remote":
@@ -52,7 +54,8 @@ class Remote:
             return cls(url, key)
         seen = glance(config)
         if url is None:
-            return cls(seen.url or DEFAULT_CONTROL_URL, key or seen.key)
+            guessed_for = None if seen.readable else config
+            return cls(seen.url or DEFAULT_CONTROL_URL, key or seen.key, guessed_for)
         return cls(url, key or (seen.key if url == seen.url or _is_here(url) else None))
 
     def call(self, method: str, path: str, needed: str, timeout_s: float = STATUS_TIMEOUT_S) -> dict[str, Any]:
@@ -111,7 +114,10 @@ class Remote:
     def _not_reachable(self, why: str) -> NotReachable:
         return NotReachable(
             f"no juggler answers at {self.url} ({why})",
-            hint="start one with `juggler serve`, or name its address by --url",
+            hint="start one with `juggler serve`, or name its address by --url"
+            if self.guessed_for is None
+            else f"{self.guessed_for} cannot be read, so its control address is not known: name it by --url "
+            f"(`juggler check {self.guessed_for}` says what is wrong)",
         )
 
 

@@ -147,7 +147,8 @@ def _wrong_value(
     if kind == "too_short":
         return f"{subject} must not be empty", None
     if kind == "string_too_short":
-        return f"{subject} must not be empty", None
+        least = context.get("min_length", 1)
+        return f"{subject} must {f'have at least {least} characters' if least > 1 else 'not be empty'}", None
     if kind == "string_too_long":
         return f"{subject} must not be longer than {context.get('max_length')} characters", None
     if path[:2] == ("memory", "pools") and node.value in ("auto", "exclusive"):

@@ -83,6 +83,7 @@ def demo_config(directory: Path, port: int, control_port: int) -> dict[str, obje
     return {
         "temp_dir": str(directory / "tmp"),
         "state_dir": str(directory / "state"),
+        "scheduler": {"max_wait": "10s"},  # a demo is watched: whoever keeps one model busy must not hide the swaps
         "memory": {"pools": {"pretend": "24GiB"}},  # no name of a real GPU: that would be measured
         "control": {"host": "127.0.0.1", "port": control_port},
         "backends": {

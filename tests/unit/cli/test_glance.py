@@ -1,10 +1,12 @@
 """What commands read of the configuration to find the juggler."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from juggler.cli.glance import NOTHING, Glance, glance
+from juggler.cli.glance import NOTHING, UNREADABLE, Glance, glance
+from juggler.cli.remote import NotReachable, Remote
 
 
 @pytest.mark.parametrize(
@@ -23,8 +25,8 @@ from juggler.cli.glance import NOTHING, Glance, glance
             Glance(None, None, ("S/a", "S/b")),
         ),
         ('{"servers": {"a": 1}}', Glance("http://127.0.0.1:8020", None, ())),
-        ("[]", NOTHING),
-        ("{", NOTHING),
+        ("[]", UNREADABLE),
+        ("{", UNREADABLE),
         ("\ufeff{}", Glance("http://127.0.0.1:8020", None, ())),
     ],
 )
@@ -44,5 +46,18 @@ def test_yaml(tmp_path: Path) -> None:
 def test_what_cannot_be_read(tmp_path: Path) -> None:
     """Missing, a directory, not UTF-8."""
     (tmp_path / "latin.json").write_bytes(b'{"control": "\xe9"}')
-    for name in ("missing.json", ".", "latin.json"):
-        assert glance(tmp_path / name) == NOTHING
+    assert glance(tmp_path / "missing.json") == NOTHING
+    for name in (".", "latin.json"):
+        assert glance(tmp_path / name) == UNREADABLE
+
+
+def test_an_unreadable_file_is_named_where_nobody_answers(tmp_path: Path) -> None:
+    """Its ``control`` would have told the address; what was tried instead is a guess."""
+    path = tmp_path / "config.json"
+    path.write_text("{")
+    remote = Remote.find(None, None, path)
+    assert (remote.url, remote.guessed_for) == ("http://127.0.0.1:8020", path)
+    with pytest.raises(NotReachable) as caught:
+        replace(remote, url="http://127.0.0.1:1").call("GET", "/api/v1/status", "instances")
+    assert f"{path} cannot be read" in (caught.value.hint or "")
+    assert Remote.find("http://127.0.0.1:1", None, path).guessed_for is None

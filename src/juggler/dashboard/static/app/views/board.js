@@ -37,7 +37,7 @@ function Notices() {
   const more = hasView('config') && html` <a href=${link('config')}>Read them</a>`;
   return html`
     ${config?.problems > 0 && html`<${Notice} tone="warn" title=${`The configuration has ${plural(config.problems, 'problem')}.`}>${more}<//>`}
-    ${reload && !reload.ok && !reload.dry_run && html`<${Notice} tone="warn" title="The last reload changed nothing,">because the file has problems.${more}<//>`}
+    ${reload && !reload.ok && !reload.dry_run && html`<${Notice} tone="warn" title="The last reload changed nothing:"><bdi>${reload.result === 'refused' ? reload.message : 'the file has problems'}</bdi>.${more}<//>`}
     ${failed.map((one) => html`<${Notice} key=${one.endpoint} tone="bad" title="Warm-up failed:"><${Name}>${one.endpoint}<//>: ${one.error}<//>`)}
   `;
 }

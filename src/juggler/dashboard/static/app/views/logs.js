@@ -64,7 +64,7 @@ function Log({ log, choose }) {
     ${failure.value && html`<${Notice} tone="bad" title="The log could not be read.">${failure.value}<//>`}
     ${kept.value.lost > 0 && html`<${Notice} tone="warn" title=${`${plural(kept.value.lost, 'line')} came too fast to be kept.`} />`}
     <div class="log-frame">
-      <div class="log" ref=${box} tabindex="0" role="region" aria-label=${`Log of ${log}`} onScroll=${() => { const { scrollTop, clientHeight, scrollHeight } = box.current; atEnd.value = scrollTop + clientHeight > scrollHeight - 8; }}>
+      <div class="log" ref=${box} tabindex="0" role="region" aria-label=${`Log of ${log}`} onScroll=${({ target: { scrollTop, clientHeight, scrollHeight } }) => { atEnd.value = scrollTop + clientHeight > scrollHeight - 8; }}>
         ${kept.value.cut && html`<p class="note">Earlier lines are not shown: the newest ${MOST.toLocaleString()} are.</p>`}
         ${drawn}
         ${kept.value.begun.map((one) => html`<${Line} key=${one.stream} one=${one} own=${log !== 'juggler' && one.stream === 'juggler'} wanted=${wanted} />`)}
