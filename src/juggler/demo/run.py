@@ -118,5 +118,6 @@ def explain(app: "App") -> str:
     ]
     if app.control is not None:
         control_host, control_port = app.control.addresses[0]
-        lines.append(f"  {juggler_command()} ps --url http://{control_host}:{control_port}")
+        control = f"http://{control_host}:{control_port}"
+        lines += [f"  {juggler_command()} top --url {control}", "", f"and watch it in a browser: {control}"]
     return "\n".join([*lines, "", "Ctrl-C ends it; nothing is left behind.", ""])
