@@ -503,7 +503,7 @@ def test_a_terminal_that_is_closed_ends_it(tmp_path: Path) -> None:
     finally:
         os.close(terminal)
     try:
-        assert process.wait(20) == 0
+        assert process.wait(20) in (0, 120)  # 120: CPython could not flush to the closed terminal
     finally:
         process.kill()
 

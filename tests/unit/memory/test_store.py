@@ -121,9 +121,10 @@ def test_a_disk_that_hangs_is_not_waited_for(
     assert time.monotonic() - began < 5.0
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     hanging = [one for one in set(threading.enumerate()) - before if one.name.startswith(LOOK)]
-    assert len(hanging) == 1
+    assert 1 <= len(hanging) <= 2  # the one begun last may be on its way out
     back.set()
-    hanging[0].join(5)
+    for one in hanging:
+        one.join(5)
     asyncio.run(store.save())
     assert loaded(tmp_path / "learned.json").get("key 2") == RECORD
 
