@@ -48,6 +48,14 @@ def run(command: click.Command) -> None:
     for stream in (sys.stdout, sys.stderr):
         _replace_what_it_lacks(stream)
     try:
+        _run(command)
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            _give_up_if_gone(stream)
+
+
+def _run(command: click.Command) -> None:
+    try:
         status = command.main(prog_name="juggler", complete_var="_JUGGLER_COMPLETE", standalone_mode=False)
         sys.stdout.flush()
         if isinstance(status, int):  # click's own endings, such as that of --help
@@ -64,11 +72,10 @@ def run(command: click.Command) -> None:
         _print_error(error)
         sys.exit(FAILED)
     except (ReaderGone, BrokenPipeError):
-        _give_up_stdout()
         sys.exit(READER_GONE)
     except OSError as error:
-        click.echo(f"juggler: {error}", err=True)
-        _give_up_stdout()
+        with contextlib.suppress(OSError):  # the terminal may be gone as a whole
+            click.echo(f"juggler: {error}", err=True)
         sys.exit(FAILED)
 
 
@@ -86,7 +93,10 @@ def _replace_what_it_lacks(stream: TextIO) -> None:
             reconfigure(errors="replace")
 
 
-def _give_up_stdout() -> None:
-    """The interpreter would flush once more at its end, and complain."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _give_up_if_gone(stream: TextIO) -> None:
+    """The interpreter flushes once more at its end, and where that fails it complains and ends with 120."""
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
