@@ -243,10 +243,6 @@ class App:
 
     # -- for the control plane -----------------------------------------------------------------------------------
 
-    def type_of(self, instance: InstanceId) -> str:
-        """The backend type of an instance; empty for one that is about to be forgotten."""
-        return next((one.settings.type for one in self.config.instances if one.id == instance), "")
-
     def config_summary(self) -> dict[str, object]:
         """Where the configuration came from, how many problems it has, what the last reload did."""
         return summary(self.reloader, self.config)

@@ -135,10 +135,13 @@ class Engine:
             return None
         self._wake_keeper()
         lease = EngineLease(self, request_id, policy.instance, pool, route, request, NOT_WAITED, now, now)
-        self.leases[request_id] = lease
+        self._let_in(lease)
+        return lease
+
+    def _let_in(self, lease: EngineLease) -> None:
+        self.leases[lease.request] = lease
         if len(self.leases) == 1 and self.on_first_lease is not None:
             self.on_first_lease()
-        return lease
 
     async def acquire(self, route: Route, request: RequestInfo) -> EngineLease:
         """Wait until the scheduler lets the request through.
@@ -172,9 +175,7 @@ class Engine:
             if pool is not None:
                 timing, now = self._timing(instance, asked_at), self.now()
                 lease = EngineLease(self, request_id, instance, pool, route, request, timing, asked_at, now)
-                self.leases[request_id] = lease
-                if len(self.leases) == 1 and self.on_first_lease is not None:
-                    self.on_first_lease()
+                self._let_in(lease)
                 return lease
         raise BackendError(f"{route.endpoint_name!r} ended just now", endpoint=route.endpoint_name, retry_after_s=1)
 

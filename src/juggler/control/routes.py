@@ -122,6 +122,8 @@ class Routes:
         return part
 
     async def _events(self, request: Request) -> Response:
+        if request.method == "HEAD":
+            return Response(media_type="text/event-stream", headers={"cache-control": "no-store"})
         messages = self._stream.open(request.headers.get("last-event-id"))
         return StreamingResponse(
             messages,

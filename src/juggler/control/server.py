@@ -65,9 +65,8 @@ class ControlServer:
         Raises:
             TimeoutError: The disk did not deliver the program's own modules.
         """
-        import_uvicorn = _import_uvicorn
         app = await in_thread(_IMPORT_LIMIT_S, make_app)
-        module, connection = await in_thread(_IMPORT_LIMIT_S, import_uvicorn)
+        module, connection = await in_thread(_IMPORT_LIMIT_S, _import_uvicorn)
         config = module.Config(
             app,
             http=connection,
@@ -97,11 +96,13 @@ class ControlServer:
     async def close(self) -> None:
         """Accept nothing more, let answers end for a moment, then cut them. Idempotent."""
         server, self._server = self._server, None
-        if server is not None:
-            with contextlib.suppress(asyncio.CancelledError, TimeoutError):
-                async with asyncio.timeout(_CLOSE_LIMIT_S + 1):
-                    await server.shutdown(sockets=self._sockets)
-        self.abort()
+        try:
+            if server is not None:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_CLOSE_LIMIT_S + 1):
+                        await server.shutdown(sockets=self._sockets)
+        finally:
+            self.abort()
 
     def abort(self) -> None:
         """Close the sockets now."""

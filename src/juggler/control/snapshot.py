@@ -9,10 +9,9 @@ from juggler import __version__
 from juggler.config.resolve import ResolvedEndpoint, ResolvedServer
 from juggler.control.subject import Subject
 from juggler.control.urls import shown_address, urls_of
-from juggler.control.waiting import running, waiting
+from juggler.control.waiting import plain_amounts, running, waiting
 from juggler.ids import EndpointId, InstanceId, PoolId
 from juggler.scheduler.explain import outlook
-from juggler.scheduler.ledger import Amounts
 from juggler.scheduler.state import Instance
 from juggler.scheduler.transitions import GONE, LOADING
 
@@ -34,6 +33,8 @@ class Snapshots:
         self._asleep: dict[InstanceId, tuple[object, Item]] = {}
         """What was told of instances that do nothing, and what that came from: of fifty models one or two work."""
         self._endpoints: tuple[object, list[Item]] = (None, [])
+        self._types: dict[InstanceId, str] = {}
+        """Backend type of each instance; not of one that is about to be forgotten."""
 
     def status(self) -> Item:
         """Everything, as ``GET /api/v1/status`` tells it."""
@@ -64,6 +65,7 @@ class Snapshots:
         for endpoint, policy in self._subject.engine.endpoints.items():
             endpoints_of.setdefault(policy.instance, []).append(endpoint)
         since = {span.instance: span.from_at for span in self._subject.history.last_spans() if span.to_at is None}
+        self._types = {one.id: one.settings.type for one in self._subject.config.instances}
         known, self._asleep = self._asleep, {}
         return {
             "pools": [self._pool(pool) for pool in state.ledger.capacity],
@@ -159,7 +161,7 @@ class Snapshots:
             "instance": instance.id,
             "name": instance.spec.name,
             "endpoints": list(endpoints),
-            "type": self._subject.type_of(instance.id),
+            "type": self._types.get(instance.id, ""),
             "state": state_word(instance),
             "residency": instance.residency.value,
             "since_at": None if since_at is None else round(since_at, 3),
@@ -177,8 +179,8 @@ class Snapshots:
             "waits_for": ahead.why or None,
             "waited_s": None if oldest is None else round(now - oldest, 1),
             "expected_wait_s": round(ahead.expected_s, 1) if len(instance.queue) else None,
-            "held_bytes": _plain(state.ledger.held(instance.id)),
-            "needs_bytes": _plain(instance.full),
+            "held_bytes": plain_amounts(state.ledger.held(instance.id)),
+            "needs_bytes": plain_amounts(instance.full),
             "memory_origin": self._origin(instance.id),
             "last_used_at": round(instance.last_used + offset, 3) if instance.last_used else None,
             "idle_since_at": None if instance.idle_since is None else round(instance.idle_since + offset, 1),
@@ -233,7 +235,3 @@ def state_word(instance: Instance) -> str:
     if instance.residency in GONE and not instance.spec.starts:
         return "down"
     return instance.residency.value
-
-
-def _plain(amounts: Amounts) -> dict[str, int]:
-    return {str(pool): size for pool, size in amounts.items()}

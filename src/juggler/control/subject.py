@@ -7,7 +7,6 @@ from juggler.config.resolve import ResolvedConfig
 from juggler.control.steering import Steering
 from juggler.engine import Engine
 from juggler.history.history import History
-from juggler.ids import InstanceId
 from juggler.logs.book import Logs
 from juggler.proxy.listener import Listener
 from juggler.warmup import Warmup
@@ -33,10 +32,6 @@ class Subject(Protocol):
     def history(self) -> History: ...
     @property
     def steering(self) -> Steering: ...
-
-    def type_of(self, instance: InstanceId) -> str:
-        """The backend type of an instance."""
-        ...
 
     def config_summary(self) -> dict[str, object]:
         """Where the configuration came from, how many problems it has, what the last reload did."""

@@ -1,5 +1,6 @@
 """Requests that wait or run, as plain JSON data: who, for what, why, and for how long."""
 
+import heapq
 import math
 from collections.abc import Iterable
 
@@ -27,40 +28,41 @@ def waiting(engine: Engine, now: float, offset: float) -> list[Item]:
         offset: What makes an instant since 1970 of a monotonic one.
     """
     items: list[Item] = []
+    free = engine.scheduler.state.ledger.free()
     for instance in engine.scheduler.state.instances.values():
         if not len(instance.queue):
             continue
         ahead = outlook(engine.scheduler.state, instance, now)
         per_request_s = work_s(instance) / max(1, instance.spec.slots)
         first_s = max(0.0, ahead.expected_s - work_s(instance))
-        for position, one in enumerate(in_order(instance, now), start=1):
-            if len(items) >= LISTED_MAX:
-                return items
+        needs = instance.need() if not instance.up else {}
+        of_all: Item = {
+            "instance": instance.id,
+            "needs_bytes": plain_amounts(needs),
+            "free_bytes": {str(pool): max(0, free.get(pool, 0)) for pool in needs},
+            "phase": "loading" if instance.residency in LOADING else "queued",
+        }
+        for position, one in enumerate(first_in_line(instance, now, LISTED_MAX - len(items)), start=1):
             expected_s = first_s + (position - 1) * per_request_s
-            items.append(_waiting(engine, instance, one, position, ahead.why, expected_s, offset))
+            items.append(_waiting(engine, one, position, ahead.why, expected_s, offset) | of_all)
     return items
 
 
-def in_order(instance: Instance, now: float) -> list[Waiting]:
-    """The queue in the order in which it is served now: who is due, then by priority, then by arrival."""
-    return sorted(
+def first_in_line(instance: Instance, now: float, most: int) -> list[Waiting]:
+    """Who is served next, in order: who is due, then by priority, then by arrival."""
+    return heapq.nsmallest(
+        most,
         instance.queue,
         key=lambda one: (one.due_at if one.due_at <= now else math.inf, -one.priority, one.arrived_at, one.id),
     )
 
 
-def _waiting(
-    engine: Engine, instance: Instance, one: Waiting, position: int, why: str, expected_s: float, offset: float
-) -> Item:
+def _waiting(engine: Engine, one: Waiting, position: int, why: str, expected_s: float, offset: float) -> Item:
     asked = engine.waiters.get(one.id)
     info = asked.info if asked is not None else None
-    needs = instance.need() if not instance.up else {}
-    free = engine.scheduler.state.ledger.free()
-    loading = instance.residency in LOADING
     return {
         "request": one.id,
-        "endpoint": asked.endpoint if asked is not None else (instance.id),
-        "instance": instance.id,
+        "endpoint": asked.endpoint if asked is not None else one.instance,
         "method": info.method.decode("latin-1") if info is not None else None,
         "target": _shown(info.target) if info is not None else None,
         "client": info.client if info is not None else one.client,
@@ -71,10 +73,7 @@ def _waiting(
         "due_at": round(one.due_at + offset, 3),
         "timeout_at": round(one.timeout_at + offset, 3),
         "why": why or ("another request is served first" if position > 1 else "it is next"),
-        "needs_bytes": _plain(needs),
-        "free_bytes": _plain({pool: max(0, free.get(pool, 0)) for pool in needs}),
         "expected_s": round(expected_s, 1),
-        "phase": "loading" if loading else "queued",
     }
 
 
@@ -107,5 +106,6 @@ def _shown(target: bytes) -> str:
     return text if len(text) <= TARGET_SHOWN else text[: TARGET_SHOWN - 1] + "…"
 
 
-def _plain(amounts: Amounts) -> dict[str, int]:
+def plain_amounts(amounts: Amounts) -> dict[str, int]:
+    """Bytes per pool as JSON data."""
     return {str(pool): size for pool, size in amounts.items()}

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from juggler.proxy.head import ResponseHead
+from juggler.proxy.headers import REWRITTEN
 from juggler.units import KIB
 
 KNOWN_MOST = 64
@@ -19,9 +20,6 @@ KNOWN_BYTES_MAX = 2 * KIB
 
 _LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: (0|[1-9][0-9]{0,17})(?=\r\n)")
 """Only as it would be written again."""
-
-_MAPPED = frozenset((b"location", b"content-location", b"set-cookie"))
-"""They depend on the request's route, or are nobody else's business."""
 
 
 class KnownAnswer(NamedTuple):
@@ -89,7 +87,7 @@ class AnswerHeads:
         """
         names = [name for _, name, _ in answer.fields]
         tells_its_end = answer.chunked or answer.content_length is not None  # whatever it answers: HEAD, or GET
-        if len(raw) > KNOWN_BYTES_MAX or not tells_its_end or not _MAPPED.isdisjoint(names):
+        if len(raw) > KNOWN_BYTES_MAX or not tells_its_end or not REWRITTEN.isdisjoint(names):
             return
         length, sent_length = _LENGTH.search(raw), _LENGTH.search(sent)
         if length is None:

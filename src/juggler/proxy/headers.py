@@ -32,9 +32,10 @@ _REQUEST_REWRITTEN = frozenset(
 # All of them are in head.NOTABLE.
 _REQUEST_HANDLED = _HOP_BY_HOP_REQUEST | _REQUEST_REWRITTEN | SITE_FIELDS | WISH_FIELDS
 _RESPONSE_HOP_BY_HOP = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"upgrade"))
-_RESPONSE_REWRITTEN = frozenset((b"location", b"content-location", b"set-cookie"))
+REWRITTEN = frozenset((b"location", b"content-location", b"set-cookie"))
+"""Fields of an answer that are mapped back to the client's address: they depend on its request."""
 _RESPONSE_FRAMING = frozenset((b"content-length", b"transfer-encoding", b"trailer"))
-_RESPONSE_HANDLED = _RESPONSE_HOP_BY_HOP | _RESPONSE_REWRITTEN | _RESPONSE_FRAMING
+_RESPONSE_HANDLED = _RESPONSE_HOP_BY_HOP | REWRITTEN | _RESPONSE_FRAMING
 
 _ONCE = (b"content-length:", b"transfer-encoding:", b"trailer:", b"age:")
 
@@ -170,7 +171,7 @@ def _add_fields(lines: list[bytes], head: ResponseHead, hop: ReturnHop) -> None:
         if name not in _RESPONSE_HANDLED:
             if name not in listed or name in _NEVER_LISTED:
                 lines.append(line)
-        elif name in _RESPONSE_REWRITTEN:
+        elif name in REWRITTEN:
             lines.append(_mapped_back(line, name, value, hop))
         elif name in _RESPONSE_FRAMING:
             if head.status < 200 or head.status == 204:

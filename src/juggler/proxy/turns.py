@@ -1,9 +1,12 @@
 """Work that can wait a moment, done a little in each turn of the loop, so that everybody else gets on meanwhile."""
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
+
+_log = logging.getLogger("juggler.proxy")
 
 SHARE_S = 0.002
 """Once so much of a turn is used up the rest waits for the next one."""
@@ -16,7 +19,7 @@ class Turns:
         self._jobs: deque[Callable[[], None]] = deque()
 
     def add(self, loop: asyncio.AbstractEventLoop, job: Callable[[], None]) -> None:
-        """Have ``job`` done in the next turn or a later one; it does not raise."""
+        """Have ``job`` done in the next turn or a later one."""
         self._jobs.append(job)
         if len(self._jobs) == 1:
             loop.call_soon(self._run, loop)
@@ -24,7 +27,10 @@ class Turns:
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         end = time.perf_counter() + SHARE_S
         while True:
-            self._jobs[0]()
+            try:
+                self._jobs[0]()
+            except Exception:  # those behind it must not wait for ever
+                _log.exception("this is a bug in the juggler: a piece of an answer could not be passed on")
             self._jobs.popleft()  # only now: who adds one meanwhile must not begin a second run
             if not self._jobs:
                 return

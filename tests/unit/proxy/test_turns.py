@@ -37,3 +37,18 @@ async def test_who_adds_one_while_it_runs_begins_no_second_run(monkeypatch: pyte
     turns.add(loop, lambda: told.append("third"))
     await asyncio.sleep(0)
     assert told == ["first", "second", "third"]
+
+
+async def test_a_job_that_fails_holds_nobody_up(caplog: pytest.LogCaptureFixture) -> None:
+    loop, turns, told = asyncio.get_running_loop(), Turns(), list[str]()
+
+    def bad() -> None:
+        raise ZeroDivisionError
+
+    turns.add(loop, bad)
+    turns.add(loop, lambda: told.append("next"))
+    await asyncio.sleep(0)
+    turns.add(loop, lambda: told.append("later"))
+    await asyncio.sleep(0)
+    assert told == ["next", "later"]
+    assert "this is a bug" in caplog.text
