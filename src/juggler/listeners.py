@@ -220,7 +220,7 @@ class Listeners:
         except OSError as error:
             raise ConfigError(
                 f"server {server.name!r} {error.strerror or error}",  # "cannot listen on ..."
-                hint="another program has the port, or the address is not one of this machine's",
+                hint="another program (another juggler?) has the port, or the address is not one of this machine's",
             ) from error
         return _Door(server, listener, gateway, certificate)
 

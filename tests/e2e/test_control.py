@@ -141,6 +141,8 @@ def test_who_waits_is_shown_with_the_reason_and_can_be_steered(tmp_path: Path) -
 
 def test_restart_pin_and_the_orders_idempotent(tmp_path: Path) -> None:
     with running(tmp_path, exclusive(a=web(), b=web())) as juggler:
+        first = api(juggler, "POST", "/endpoints/a/restart?wait_s=20")
+        assert (first.status, first.json()["result"]) == (200, "was not running; loaded")
         pid = juggler.ask("POST", "/a/x", {}).json()["pid"]
         restarted = api(juggler, "POST", "/endpoints/S%2Fa/restart?wait_s=20")
         assert (restarted.status, restarted.json()["result"]) == (200, "loaded")

@@ -318,4 +318,4 @@ def test_who_leaves_is_forgotten() -> None:
     assert len(queue._due) < 200
     assert len(queue._timeouts) < 200
     assert queue.earliest_due() == 1.0
-    assert queue.next_timeout() is first
+    assert queue.next_timeout(0.0) is first

@@ -32,6 +32,11 @@ class Group(click.Group):
             return super().make_context(*args, **extra)  # prints --help and --version
         except BrokenPipeError as error:
             raise ReaderGone from error
+        except click.NoSuchOption as error:
+            if any(error.option_name in one.opts for command in self.commands.values() for one in command.params):
+                text = f"{error.option_name} belongs after the command: juggler COMMAND {error.option_name} ..."
+                raise click.UsageError(text, error.ctx) from error
+            raise
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -14,6 +14,7 @@ from juggler.errors import BadRequest, JugglerError, RoutingError
 from juggler.ids import EndpointId, InstanceId, RequestId
 from juggler.scheduler import events
 from juggler.scheduler.events import OrderKind
+from juggler.scheduler.transitions import GONE
 
 ORDERS_MAX = 256
 """Orders under way; there are few instances, and each can have one of each kind."""
@@ -120,10 +121,12 @@ class Steering:
                 endpoint=endpoint,
             )
 
+        was_down = now.residency in GONE
+
         async def work() -> str:
             await self._engine.order(instance, OrderKind.RESTART)
             await self._engine.load(endpoint, by)
-            return "loaded"
+            return "was not running; loaded" if was_down else "loaded"
 
         return await self._in_time("restart", instance, work, wait_s)
 

@@ -117,6 +117,12 @@ def queue_view(state: SchedulerState, instance: Instance, now: float) -> QueueVi
     return {"retry_after_s": max(1.0, min(ahead.expected_s, RETRY_AFTER_MOST_S)), "details": {"queue": view}}
 
 
+_TO_LOAD = (
+    "send it work (for most APIs a POST), load it with `juggler load`, or let requests like this one load it: "
+    "a rule of the endpoint's `traffic`"
+)
+
+
 def _not_ready(instance: Instance, now: float) -> JugglerError:
     loading = instance.residency in LOADING
     if loading:
@@ -130,7 +136,7 @@ def _not_ready(instance: Instance, now: float) -> JugglerError:
         endpoint=instance.spec.name,
         phase="queued",
         retry_after_s=retry_after_s,
-        hint=None if loading else "send it work (a generation request), or load it with `juggler load`",
+        hint=None if loading else _TO_LOAD,
         details={"residency": instance.residency.value},
     )
 

@@ -238,7 +238,7 @@ class Scheduler:
             return  # crossed with our answer
         if waiting.forwarded_at is None:
             del self.state.requests[waiting.id]
-            self.state.instances[waiting.instance].queue.remove(waiting.id)
+            self.state.instances[waiting.instance].queue.give_up(waiting.id, event.now)
             self._decide(event.now, out)
         else:
             self._end(waiting, event.now, out)
@@ -526,7 +526,7 @@ class Scheduler:
                 if timeout_at > now:
                     decision_pass.note(timeout_at)
                     break
-                waiting = instance.queue.next_timeout()
+                waiting = instance.queue.next_timeout(now)
                 del self.state.requests[waiting.id]
                 error = QueueTimeout(
                     queue_timeout_text(instance.spec.name, now - waiting.arrived_at, waiting.own_limit),

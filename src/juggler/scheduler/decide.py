@@ -352,6 +352,7 @@ def take(instance: Instance, waiting: Waiting, now: float) -> None:
     """The instance works on one more request."""
     waiting.forwarded_at = now
     instance.running[waiting.id] = waiting
+    instance.queue.claim = math.inf
     instance.last_used = now
     instance.idle_since = None
     instance.probe = Probe.UNKNOWN

@@ -6,6 +6,7 @@ sums.
 """
 
 import heapq
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,6 +17,10 @@ _AHEAD_S = 0.001
 """By how much a promoted request is due before the one that was first."""
 
 _ANY_PRIORITY = -(2**31)
+
+CLAIM_KEPT_S = 10.0
+"""How long an empty queue keeps the claim of who gave up: clients that try again by themselves pause for up to 8 s
+(openai-python, ``MAX_RETRY_DELAY``)."""
 
 STALE_KEPT = 64
 """A heap is made anew when it has this many entries more than twice the requests that wait."""
@@ -40,6 +45,8 @@ class Waiting:
     """The first byte of the answer has come."""
     own_limit: bool | None = None
     """``timeout_at`` is the request's own wish, not the operator's limit; None: not known."""
+    promoted: bool = False
+    """The operator moved it to the front, and nobody else with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +86,11 @@ class RequestQueue:
         self._timeouts: list[tuple[float, RequestId]] = []
         self._weight = 0.0
         self._weighted_arrivals = 0.0
+        self.claim = math.inf
+        """When the earliest of those who gave up, since somebody was last let in, was or would have been due: the
+        others, and who comes within ``CLAIM_KEPT_S``, wait in their place. Else nobody would ever be due where all
+        clients give up before that, and one model is never idle."""
+        self._claim_ends_at = math.inf
 
     def __len__(self) -> int:
         return len(self._index)
@@ -87,6 +99,8 @@ class RequestQueue:
         return iter(self._index.values())
 
     def add(self, request: Waiting) -> None:
+        if not self._index and request.arrived_at > self._claim_ends_at:
+            self.claim = math.inf
         self._by_priority.setdefault(request.priority, {})[request.id] = request
         self._index[request.id] = request
         self._total.waiting += 1
@@ -118,6 +132,18 @@ class RequestQueue:
             self._timeouts.clear()
         return waiting
 
+    def give_up(self, request: RequestId, now: float) -> Waiting:
+        """Take out one that waits no longer, and was not let in; its claim stays.
+
+        Raises:
+            KeyError: It does not wait here.
+        """
+        waiting = self.remove(request)
+        if waiting.kind is Kind.WORK and not waiting.promoted:
+            self.claim = min(self.claim, waiting.due_at)
+            self._claim_ends_at = now + CLAIM_KEPT_S
+        return waiting
+
     def promote(self, request: RequestId, now: float) -> None:
         """Make it due before every other one here.
 
@@ -129,6 +155,7 @@ class RequestQueue:
         first = now if earliest is None else min(now, earliest)
         if waiting.due_at > first or self._earliest(self._due) is not waiting:
             waiting.due_at = first - _AHEAD_S
+            waiting.promoted = True
             heapq.heappush(self._due, (waiting.due_at, request))
             if len(self._due) > 2 * len(self._index) + STALE_KEPT:
                 self._forget_the_gone()
@@ -145,11 +172,12 @@ class RequestQueue:
         return None
 
     def earliest_due(self) -> float | None:
+        """When this queue is due, by who waits in it or by who gave up; None if nobody waits."""
         heap = self._due
         if heap and heap[0][1] in self._index:
-            return heap[0][0]
+            return min(heap[0][0], self.claim)
         due = self._earliest(heap)
-        return due.due_at if due else None
+        return min(due.due_at, self.claim) if due else None
 
     def earliest_timeout(self) -> float | None:
         heap = self._timeouts
@@ -158,8 +186,8 @@ class RequestQueue:
         first = self._earliest(heap)
         return first.timeout_at if first else None
 
-    def next_timeout(self) -> Waiting:
-        """Take out the request whose timeout comes first.
+    def next_timeout(self, now: float) -> Waiting:
+        """Take out the request whose timeout comes first; like everybody who gives up, it leaves its claim.
 
         Raises:
             IndexError: The queue is empty.
@@ -167,7 +195,7 @@ class RequestQueue:
         first = self._earliest(self._timeouts)
         if first is None:
             raise IndexError("empty queue")
-        return self.remove(first.id)
+        return self.give_up(first.id, now)
 
     def oldest(self) -> Waiting | None:
         """Who has waited longest."""

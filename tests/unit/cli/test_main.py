@@ -36,6 +36,14 @@ def test_help_shows_an_example(words: tuple[str, ...]) -> None:
     assert f"juggler {' '.join(words)}" in text.partition("Example: ")[2]
 
 
+@pytest.mark.parametrize(("option", "told"), [("--url", True), ("--json", True), ("--nonsense", False)])
+def test_an_option_before_its_command(option: str, told: bool) -> None:
+    result = CliRunner().invoke(cli, [option, "x", "ps"])
+    assert result.exit_code == 2
+    assert ("belongs after the command" in result.output) is told
+    assert option in result.output
+
+
 def test_the_documents_name_every_command() -> None:
     """In the tables of docs/cli.md, and nothing that is none."""
     text = (Path(__file__).parents[3] / "docs" / "cli.md").read_text()

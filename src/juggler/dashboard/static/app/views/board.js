@@ -3,7 +3,7 @@ import { call, endpointPath } from '../api.js';
 import { amounts, duration, isExclusive, percent, plural, size } from '../format.js';
 import { html, useRef } from '../html.js';
 import { Action, Ago, Cell, Empty, Head, Icon, Name, Notice, Row, State, Swatch, Table, useWidth } from '../parts.js';
-import { endpoints, hueOf, instances, isComing, isLeaving, isUp, meta, now, pools, stateOf } from '../store.js';
+import { endpoints, hueOf, instances, isComing, isLeaving, isUp, meta, now, pools, stateOf, waitingCount } from '../store.js';
 import { hasView, link } from '../views.js';
 
 export default function Board() {
@@ -22,7 +22,8 @@ function Today() {
   if (!today) return null;
   const figures = [
     [today.requests.toLocaleString(), today.requests === 1 ? 'request today' : 'requests today', ''],
-    today.share_waiting != null && [percent(today.share_waiting), 'of their time was waiting', 'A high share says: more memory, or fewer models, would help.'],
+    today.share_waiting != null && [percent(today.share_waiting), 'of the time of those answered was waiting', 'A high share says: more memory, or fewer models, would help.'],
+    waitingCount.value > 0 && [waitingCount.value.toLocaleString(), 'waiting now', 'Not yet counted in the share of time.'],
     [today.swaps.toLocaleString(), today.swaps === 1 ? 'swap' : 'swaps', 'Loads for which another had to give way.'],
     [today.failures.toLocaleString(), today.failures === 1 ? 'failure' : 'failures', ''],
   ];

@@ -56,8 +56,8 @@ async function read(dry) {
 }
 
 function Outcome({ one }) {
-  const title = one.dry_run ? 'A reload would do this' : one.ok ? 'Reloaded' : 'Not reloaded: nothing was changed';
-  return html`<${Notice} tone=${one.ok ? 'info' : 'bad'} title="${title}.">
+  const title = one.dry_run ? 'A reload would do this' : one.ok ? 'Reloaded' : 'Not reloaded, nothing was changed';
+  return html`<${Notice} tone=${one.ok ? 'info' : 'bad'} title="${title}:">
     <bdi>${one.summary}</bdi> <span class="note">${dateTime(one.at)}, by ${one.by}</span>
     ${one.changes.length > 0 && html`<details open=${one.dry_run}><summary>${plural(one.changes.length, 'change')}</summary>
       <ul>${one.changes.map((change, index) => html`<li key=${index}><bdi>${change.kind} ${change.name}</bdi>: ${change.change}${change.what?.length > 0 && ` (${change.what.join(', ')})`}</li>`)}</ul></details>`}
