@@ -100,7 +100,11 @@ server sleeps only if it was started with the same two settings.""",
         """`{host}` and `{port}` are replaced in parameters and environment. `ready_path` says when it may get
 requests (without it: when it answers at all), `unload` and `wake` are calls that free and load its model, `busy`
 asks whether it still works. Each call may name the statuses it expects; `busy_when` is a condition on the JSON
-answer, such as `queue.running > 0` or `state != "idle"`. Without `unload` the server is stopped.""",
+answer, such as `queue.running > 0` or `state != "idle"`. Without `unload` the server is stopped.
+
+Nothing is known of its routes: GET, HEAD and OPTIONS are light and do not start it, everything else is work. Where
+a GET is to start it (a file server, a page with an API behind it) say so:
+`"traffic": [{"match": "GET /*", "class": "work"}]`, or `"start"` for what only has to bring it up.""",
         '{"images": {"type": "command", "binary": "/opt/images/server", "default_parameters": ["--port", "{port}"], '
         '"ready_path": "/health", "unload": "POST /unload", "wake": {"path": "/load", "expect": [200, 202]}, '
         '"busy": {"path": "/jobs", "busy_when": "running > 0"}}}',

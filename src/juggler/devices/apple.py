@@ -4,7 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from juggler.survey.gpus import Gpu
+from juggler.survey.gpu import Gpu
 from juggler.units import GIB, MIB, SECONDS
 
 LIMIT_S = 1 * SECONDS

@@ -18,7 +18,7 @@ from juggler.devices.reading import Device, PoolReading, ProcessMemory, Reading
 from juggler.devices.source import Source
 from juggler.devices.sysfs import Card, read_cards
 from juggler.ids import PoolId
-from juggler.survey.gpus import Gpu
+from juggler.survey.gpu import Gpu
 from juggler.survey.memory import CGROUP, MEMINFO, MainMemory, main_memory
 from juggler.units import SECONDS
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from juggler.devices.reading import Device
 from juggler.ids import PoolId
-from juggler.survey.gpus import POOL_BYTES_LEAST, Gpu, pooled
+from juggler.survey.gpu import POOL_BYTES_LEAST, Gpu, pooled
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from juggler import __version__
 from juggler.doctor.findings import Finding, note, ok, problem, warning
 from juggler.ids import PoolId
-from juggler.survey.gpus import Gpu, Gpus, pooled
+from juggler.survey.gpu import Gpu, pooled
+from juggler.survey.gpus import Gpus
 from juggler.survey.memory import MainMemory
 from juggler.units import format_size
 

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from email.utils import formatdate
-from http.client import responses as _reasons
+from http import HTTPStatus
 
 from juggler.errors import JugglerError
 from juggler.proxy.contract import LocalResponse, Route
@@ -13,6 +13,9 @@ from juggler.proxy.page import PAGE_POLICY, PAGE_TYPE, PLAIN_FIELDS, error_page
 from juggler.proxy.reader import Reader, reader_of
 from juggler.proxy.shapes import error_body, error_text, retry_after_s
 from juggler.routing.apis import api_of
+
+REASONS = {one.value: one.phrase for one in HTTPStatus}
+"""Per status. Not from ``http.client``: its import is a hundredth of the start."""
 
 
 def error_response(
@@ -72,7 +75,7 @@ def _response(
     status: int, content_type: str, fields: list[tuple[str, str]], body: bytes, head_only: bool, close: bool
 ) -> bytes:
     bodiless = status < 200 or status in (204, 304)
-    lines = [f"HTTP/1.1 {status} {_reasons.get(status, '')}", f"Date: {formatdate(usegmt=True)}"]
+    lines = [f"HTTP/1.1 {status} {REASONS.get(status, '')}", f"Date: {formatdate(usegmt=True)}"]
     if not bodiless:
         lines += [f"Content-Type: {content_type}", f"Content-Length: {len(body)}"]
     # Values come from our own code, but may quote names the operator chose: no line ends may slip in.

@@ -9,11 +9,11 @@ import enum
 import json
 import re
 from collections.abc import Mapping, Sequence
-from http.client import responses as _reasons
 
 from juggler.errors import JugglerError
 from juggler.proxy.framing import ChunkDecoder, FramingError
 from juggler.proxy.head import RequestHead, ResponseHead
+from juggler.proxy.responses import REASONS
 from juggler.proxy.shapes import anthropic_type, error_body, openai_type
 from juggler.routing.apis import Api
 
@@ -133,7 +133,7 @@ def failure_event(answer: ResponseHead, payload: bytes, dialect: Dialect, endpoi
         message = f"The backend of {endpoint} answered {kind} where events were asked for."
     status = answer.status if answer.status >= 400 else 502
     if not message:
-        reason = answer.reason.decode("latin-1") or _reasons.get(answer.status, "")
+        reason = answer.reason.decode("latin-1") or REASONS.get(answer.status, "")
         message = f"The backend of {endpoint} answered {answer.status} {reason}".rstrip() + "."
     if not isinstance(shown.get("message"), str) or not shown["message"]:
         shown["message"] = message

@@ -10,7 +10,7 @@ from juggler.memory.gguf_estimate import PROCESS_BYTES
 from juggler.setup.estimate import footprint_bytes, layers_that_fit, partial_bytes, trained_context
 from juggler.setup.facts import Facts
 from juggler.setup.models import Model
-from juggler.survey.gpus import Gpu, pooled
+from juggler.survey.gpu import Gpu, pooled
 from juggler.units import GIB, MIB, format_size
 
 CONTEXTS = (32768, 16384, 8192, 4096)

@@ -13,17 +13,18 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from juggler.devices.nvidia import driver_is_there
 from juggler.errors import JugglerError
 from juggler.survey.brief_run import run_briefly
+from juggler.survey.gpu import Gpu
 from juggler.survey.nvml import NO_LIBRARY
 from juggler.survey.threads import in_thread
 from juggler.survey.versions import shortened
-from juggler.units import GIB, MIB, SECONDS
+from juggler.units import MIB, SECONDS
 
 NVIDIA_LIMIT_S = 10 * SECONDS
 """A sleeping GPU without persistence mode takes 1 to 3 s to answer."""
@@ -31,29 +32,11 @@ NVIDIA_LIMIT_S = 10 * SECONDS
 SYSFS_LIMIT_S = 3 * SECONDS
 DRM = Path("/sys/class/drm")
 
-POOL_BYTES_LEAST = 3 * GIB
-"""Integrated graphics report 0.5 to 2 GiB of their own; no model of interest fits below this."""
-
 _VENDORS = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}
 """PCI vendor ids (pci.ids)."""
 
 _FIELDS = ("index", "name", "memory.total", "memory.used", "driver_version")
 _CARD = re.compile(r"card[0-9]+\Z")
-
-
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """One GPU."""
-
-    vendor: str
-    """``NVIDIA``, ``AMD`` or ``Intel``."""
-    index: int
-    """Its number among those of its vendor, in PCI order."""
-    name: str
-    memory_bytes: int | None
-    """None: it does not tell, or it shares the memory of the machine."""
-    used_bytes: int | None
-    driver: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,17 +146,3 @@ def _text(path: Path) -> str | None:
 def _number(path: Path) -> int | None:
     text = _text(path)
     return int(text) if text is not None and text.isdecimal() else None
-
-
-def pooled(gpus: Sequence[Gpu]) -> list[Gpu]:
-    """The GPUs whose memory a budget can be kept for, in the order in which they are ``gpu0``, ``gpu1`` ...
-
-    Those of one vendor, because one program computes on one vendor's: the one with more memory. Graphics that share
-    the machine's memory and own a scrap of it do not count.
-    """
-    large = [gpu for gpu in gpus if (gpu.memory_bytes or 0) >= POOL_BYTES_LEAST]
-    totals = {gpu.vendor: 0 for gpu in large}
-    for gpu in large:
-        totals[gpu.vendor] += gpu.memory_bytes or 0
-    vendor = max(totals, key=lambda name: totals[name], default=None)
-    return [gpu for gpu in large if gpu.vendor == vendor]

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from juggler.devices.apple import apple_gpu, sysctl, working_set_bytes
-from juggler.survey.gpus import Gpu
+from juggler.survey.gpu import Gpu
 from juggler.units import GIB
 
 

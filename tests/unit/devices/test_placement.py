@@ -1,7 +1,7 @@
 """Pools and how programs are kept on them."""
 
 from juggler.devices.placement import Candidate, devices_among
-from juggler.survey.gpus import Gpu
+from juggler.survey.gpu import Gpu
 from juggler.units import GIB, MIB
 
 CUDA_ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}

@@ -5,7 +5,8 @@ import pytest
 from juggler.doctor.findings import Grade
 from juggler.doctor.machine import about_gpus, about_memory, about_pools, about_program, describe_gpu
 from juggler.ids import PoolId
-from juggler.survey.gpus import Gpu, Gpus
+from juggler.survey.gpu import Gpu
+from juggler.survey.gpus import Gpus
 from juggler.survey.memory import MainMemory
 from juggler.units import GIB
 

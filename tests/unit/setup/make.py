@@ -8,7 +8,8 @@ from juggler.setup.models import Model, ModelSearch
 from juggler.setup.programs import Program
 from juggler.setup.servers import Seen
 from juggler.survey.gguf import GgufHead
-from juggler.survey.gpus import Gpu, Gpus
+from juggler.survey.gpu import Gpu
+from juggler.survey.gpus import Gpus
 from juggler.survey.memory import MainMemory
 from juggler.survey.servers import Identity
 from juggler.units import GIB

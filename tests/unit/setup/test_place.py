@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from juggler.setup.estimate import footprint_bytes
 from juggler.setup.place import Budget, Placed, place
-from juggler.survey.gpus import Gpu
+from juggler.survey.gpu import Gpu
 from juggler.units import GIB, MIB
 from tests.unit.setup.make import card, facts, model
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from juggler.survey import gpus
-from juggler.survey.gpus import Gpu, Gpus, find_gpus, pooled, read_nvidia_smi, read_nvml, read_sysfs
+from juggler.survey.gpu import Gpu, pooled
+from juggler.survey.gpus import Gpus, find_gpus, read_nvidia_smi, read_nvml, read_sysfs
 from juggler.units import GIB, MIB
 
 NONE = Path("/nonexistent/drm")
