@@ -1,4 +1,4 @@
-"""The whole exception tree. Each class says whose fault it is and what to do about it.
+"""The exception tree, but for what a single command raises. Each class says whose fault it is and what to do about it.
 
 Errors that reach a client carry an HTTP status and a machine-readable ``code``; the text is one sentence that
 names the endpoint. ``proxy.responses`` turns them into bytes.
@@ -229,6 +229,47 @@ class UpstreamTimeout(UpstreamError):
 
     status = 504
     code = "upstream_timeout"
+
+
+class WrongKey(JugglerError):
+    """The admin key is missing or wrong."""
+
+    status = 401
+    code = "key_needed"
+
+
+class TooManyGuesses(JugglerError):
+    """Several wrong keys are being looked at."""
+
+    status = 429
+    code = "too_many_guesses"
+
+
+class NotFound(JugglerError):
+    """There is no such thing (any more)."""
+
+    status = 404
+    code = "not_found"
+
+
+class Conflict(JugglerError):
+    """It cannot be done in this state."""
+
+    status = 409
+    code = "conflict"
+
+
+class TooManyReaders(AdmissionError):
+    """As many streams are open as there may be."""
+
+    code = "too_many_streams"
+
+
+class TooManyTrials(AdmissionError):
+    """Several requests of the dashboard are under way."""
+
+    status = 429
+    code = "too_many_trials"
 
 
 class InvalidTransition(AssertionError):

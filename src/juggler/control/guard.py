@@ -20,7 +20,7 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Any
 
 from juggler.control.server import AsgiApp, Receive, Scope, Send
-from juggler.errors import BadRequest, JugglerError
+from juggler.errors import BadRequest, JugglerError, TooManyGuesses, WrongKey
 
 COOKIE = "juggler_session"
 COOKIE_PATH = "/api/v1"
@@ -55,20 +55,6 @@ _HEADERS = tuple(
         ("cross-origin-resource-policy", "same-origin"),
     )
 )
-
-
-class WrongKey(JugglerError):
-    """The admin key is missing or wrong."""
-
-    status = 401
-    code = "key_needed"
-
-
-class TooManyGuesses(JugglerError):
-    """Several wrong keys are being looked at."""
-
-    status = 429
-    code = "too_many_guesses"
 
 
 class Keys:

@@ -19,11 +19,11 @@ from juggler.control.decisions import decisions
 from juggler.control.guard import COOKIE, COOKIE_PATH, Keys
 from juggler.control.openapi import document
 from juggler.control.snapshot import Snapshots
-from juggler.control.steering import NotFound, seconds
+from juggler.control.steering import seconds
 from juggler.control.stream import EventStream
 from juggler.control.subject import Subject
 from juggler.control.trial import Trials
-from juggler.errors import BadRequest, ShuttingDown
+from juggler.errors import BadRequest, NotFound, ShuttingDown
 from juggler.history.history import CONTENT_TYPE
 from juggler.ids import EndpointId, InstanceId
 from juggler.logs.book import WAIT_LIMIT_S

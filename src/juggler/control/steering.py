@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from juggler.engine import Engine
-from juggler.errors import BadRequest, JugglerError, RoutingError
+from juggler.errors import BadRequest, Conflict, NotFound, RoutingError
 from juggler.ids import EndpointId, InstanceId, RequestId
 from juggler.scheduler import events
 from juggler.scheduler.events import OrderKind
@@ -18,20 +18,6 @@ from juggler.scheduler.transitions import GONE
 
 ORDERS_MAX = 256
 """Orders under way; there are few instances, and each can have one of each kind."""
-
-
-class Conflict(JugglerError):
-    """It cannot be done in this state."""
-
-    status = 409
-    code = "conflict"
-
-
-class NotFound(JugglerError):
-    """There is no such thing (any more)."""
-
-    status = 404
-    code = "not_found"
 
 
 @dataclass(frozen=True, slots=True)

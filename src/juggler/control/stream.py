@@ -19,7 +19,7 @@ from typing import NamedTuple
 from juggler.control.decisions import plain_decision
 from juggler.control.snapshot import Item, Snapshots
 from juggler.control.subject import Subject
-from juggler.errors import AdmissionError
+from juggler.errors import TooManyReaders
 from juggler.history.history import Batch
 from juggler.units import KIB, MIB, SECONDS
 
@@ -59,12 +59,6 @@ class Message(NamedTuple):
 
     number: int
     data: bytes
-
-
-class TooManyReaders(AdmissionError):
-    """As many streams are open as there may be."""
-
-    code = "too_many_streams"
 
 
 class _Told:

@@ -22,7 +22,7 @@ from juggler.control.guard import error_document
 from juggler.control.server import Receive, Scope, Send
 from juggler.control.subject import Subject
 from juggler.control.urls import urls_of
-from juggler.errors import AdmissionError, BadRequest, JugglerError, UpstreamError
+from juggler.errors import BadRequest, JugglerError, TooManyTrials, UpstreamError
 from juggler.units import MINUTES
 
 BODY_BYTES_MAX = 1 << 20
@@ -50,13 +50,6 @@ _FIELDS = {
 """What is told of the head of an answer, and how."""
 
 _Event = h11.Response | h11.Data
-
-
-class TooManyTrials(AdmissionError):
-    """Several requests of the dashboard are under way."""
-
-    status = 429
-    code = "too_many_trials"
 
 
 class _Destination(NamedTuple):

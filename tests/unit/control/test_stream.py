@@ -10,8 +10,9 @@ import pytest
 
 from juggler.control import stream as module
 from juggler.control.snapshot import Snapshots
-from juggler.control.stream import EventStream, TooManyReaders
+from juggler.control.stream import EventStream
 from juggler.control.subject import Subject
+from juggler.errors import TooManyReaders
 from juggler.history.history import Batch
 
 
