@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from juggler.proxy.contract import LocalResponse
 from juggler.proxy.limits import Limits
 from juggler.proxy.listener import start_listener
 from juggler.proxy.upstream import UpstreamPool
@@ -441,3 +442,98 @@ async def test_client_that_leaves_with_an_answer_unread() -> None:
         async with asyncio.timeout(SOON_S):
             await left.wait()
         assert (await setup.result()).client_gone
+
+
+async def test_a_client_that_still_reads_when_the_drain_begins_is_not_waited_for_afterwards() -> None:
+    body = b"HTTP/1.1 200 OK\r\nContent-Length: 200000\r\n\r\n" + b"x" * 200_000
+
+    async def backend(peer: Peer) -> None:
+        while True:
+            await peer.head()
+            peer.send(body)
+
+    async with rig(backend) as setup:
+        peer = await setup.connect()
+        peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        asked = 0
+        while True:
+            peer.send(GET)
+            asked += 1
+            await until(lambda asked=asked: len(setup.gateway.results) == asked)  # type: ignore[misc]
+            (connection,) = setup.listener.connections
+            if connection.write_paused:
+                break
+        closing = asyncio.create_task(setup.listener.close(60))
+        await asyncio.sleep(0)
+        peer.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        for _ in range(asked):
+            await peer.exactly(body)
+        assert await peer.to_end() == b""
+        peer.writer.close()
+        async with asyncio.timeout(5):
+            await closing
+
+
+async def test_the_last_of_many_requests_is_read_again_behind() -> None:
+    """Reading paused for those that came early; with none of them left, a client that leaves is to be noticed."""
+    go_on = asyncio.Event()
+    post = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 100000\r\n\r\n" + b"y" * 100_000
+
+    async def backend(peer: Peer) -> None:
+        await peer.head()
+        await go_on.wait()
+        peer.send(OK)
+        await peer.head()
+        await peer.body(100_000)
+        await peer.gone()
+
+    async with rig(backend) as setup:
+        peer = await setup.ask(GET + post)
+        await until(lambda: any(one._read_paused for one in setup.listener.connections))
+        go_on.set()
+        await peer.exactly(OK)
+        await until(lambda: len(setup.gateway.asked) == 2)
+        (connection,) = setup.listener.connections
+        assert not connection._read_paused
+
+
+async def test_many_requests_at_once_leave_time_for_others() -> None:
+    """Answered here without a wait, they are answered one per turn of the loop."""
+    turns: list[int] = [0]
+
+    class Refusing(StubGateway):
+        def route(self, method: bytes, target: bytes, host: bytes | None) -> LocalResponse:
+            turns[-1] += 1
+            return LocalResponse(404, b"")
+
+    async def others() -> None:
+        while True:
+            turns.append(0)
+            await asyncio.sleep(0)
+
+    async with rig() as setup:
+        setup.listener.gateway = Refusing(setup.pool)
+        ticking = asyncio.create_task(others())
+        peer = await setup.ask(GET * 500)
+        for _ in range(500):
+            assert (await peer.answer())[0] == 404
+        ticking.cancel()
+    assert sum(turns) >= 500
+    assert max(turns) <= 2
+
+
+async def test_a_connection_that_the_backend_has_ended_is_not_used_again() -> None:
+    """Behind TLS it goes on for a moment. The end comes while it is idle, or with the end of an answer."""
+    async with rig() as setup:
+        for comes_early in (False, True):
+            connection = await setup.pool.acquire()
+            if comes_early:
+                connection.ended = True
+                setup.pool.release(connection)
+            else:
+                setup.pool.release(connection)
+                assert connection in setup.pool.idle
+                connection.eof_received()
+            assert not setup.pool.idle
+            assert connection.transport is not None
+            assert connection.transport.is_closing()

@@ -1,9 +1,11 @@
 """Answers that come faster than their chunks can be looked at: whole for their client, a moment for the others."""
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
+from juggler.proxy.turns import Turns
 from tests.protocol.support import OK, Peer, header, rig, until
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -76,3 +78,56 @@ async def test_who_leaves_is_rid_of_it() -> None:
             await gone.wait()
         other = await setup.ask(b"GET /other HTTP/1.1\r\nHost: h\r\n\r\n")
         await other.exactly(OK)
+
+
+@pytest.mark.parametrize("what", ["answer", "answer to HTTP/1.0", "upload"])
+async def test_large_pieces_wait_for_their_turn(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever sends them: uvloop takes megabytes at once, and nobody else gets on while their chunks are looked at."""
+    waited: list[Callable[[], None]] = []
+    add = Turns.add
+
+    def added(turns: Turns, loop: asyncio.AbstractEventLoop, job: Callable[[], None]) -> None:
+        waited.append(job)
+        add(turns, loop, job)
+
+    monkeypatch.setattr(Turns, "add", added)
+    whole = asyncio.Event()
+
+    async def backend(peer: Peer) -> None:
+        await peer.head()
+        if what == "upload":
+            await peer.exactly(BODY + END)
+            whole.set()
+            peer.send(OK)
+        else:
+            peer.send(HEAD + BODY + END)
+
+    async with rig(backend) as setup:
+        if what == "upload":
+            head = b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+            peer = await setup.ask(head + BODY + END + GET)
+            await peer.exactly(OK)
+            assert whole.is_set()
+            await until(lambda: setup.upstream.accepted == 2)
+        elif what == "answer":
+            peer = await setup.ask(GET)
+            await peer.head()
+            await peer.exactly(BODY + END)
+        else:
+            peer = await setup.ask(b"GET / HTTP/1.0\r\n\r\n")
+            await peer.head()
+            assert await peer.to_end() == b"x" * 200 * 60_000
+    assert len(waited) > 5
+
+
+async def test_a_malformed_large_piece_of_an_upload_is_refused() -> None:
+    async def backend(peer: Peer) -> None:
+        await peer.gone()
+
+    async with rig(backend) as setup:
+        head = b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+        peer = await setup.ask(head)
+        await until(lambda: setup.upstream.accepted == 1)
+        peer.send(CHUNK * 2000 + b"zz\r\n")
+        assert (await peer.answer())[0] == 400
+        assert (await setup.result()).error == "bad_request"

@@ -53,7 +53,7 @@ async def test_silent_callers_make_room(secure: Secure, monkeypatch: pytest.Monk
 async def test_slow_callers_make_room(secure: Secure, monkeypatch: pytest.MonkeyPatch) -> None:
     """Handshakes that stick take no place for long from one that waits for its turn; else they have their time."""
     monkeypatch.setattr(handshakes, "MOST", 2)
-    monkeypatch.setattr(handshakes, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(handshakes, "PATIENCE_S", 0.3)
     async with rig(secure=secure) as setup:
         shaking = setup.listener._handshakes
         assert shaking is not None

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 import pytest
 
 from juggler.ids import EndpointId
+from juggler.proxy import sending
 from juggler.proxy.contract import LocalResponse, Route
+from juggler.proxy.head import RequestHead
+from juggler.proxy.headers import Hop, request_head
 from juggler.proxy.upstream import UpstreamPool
 from juggler.routing.table import Entry, RoutingTable
 from juggler.routing.traffic import TrafficClass, TrafficRule, TrafficTable
@@ -322,3 +325,28 @@ async def test_a_lease_comes_back_whatever_goes_wrong(monkeypatch: pytest.Monkey
         assert status == 500
         assert setup.gateway.leases
         assert all(lease.released == 1 for lease in setup.gateway.leases)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("pipelined", [True, False])
+async def test_a_mistake_in_the_head_for_the_backend_is_told(
+    at_once: bool, pipelined: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the request would go on its way from the callback of another connection."""
+    def wrong(head: RequestHead, hop: Hop) -> bytes:
+        if head.target == b"/bug":
+            raise RuntimeError("a bug")
+        return request_head(head, hop)
+
+    monkeypatch.setattr(sending, "request_head", wrong)
+    first, second = (b"GET /%b HTTP/1.1\r\nHost: h\r\n\r\n" % name for name in (b"a", b"bug"))
+    async with rig() as setup:
+        setup.gateway.at_once = at_once
+        peer = await setup.ask(first)
+        await peer.answer()
+        peer.send(first + second if pipelined else second)
+        if pipelined:
+            assert (await peer.answer())[0] == 200
+        assert (await peer.answer())[0] == 500
+        peer.send(first)
+        assert (await peer.answer())[0] == 200

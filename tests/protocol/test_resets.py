@@ -5,15 +5,18 @@ import dataclasses
 import errno
 import socket
 import struct
+import sys
 import threading
+import time
 
 import pytest
 
+from juggler.proxy import exchange
 from juggler.proxy.client import ClientConnection
 from juggler.proxy.contract import LocalResponse
 from juggler.proxy.listener import Listener, start_listener
 from juggler.proxy.upstream import UpstreamPool
-from tests.protocol.support import FAST, WAIT_S, Peer, StubGateway, rig, until
+from tests.protocol.support import FAST, OK, WAIT_S, Peer, StubGateway, rig, until
 
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
 _RESET = struct.pack("ii", 1, 0)
@@ -24,34 +27,34 @@ async def _reset(peer: Peer) -> None:
     peer.reset()
 
 
-@pytest.mark.parametrize(
-    ("request_head", "answer", "received"),
-    [
-        (GET, b"HTTP/1.1 200 OK\r\n\r\nhalf", b"half"),
-        (
-            b"GET / HTTP/1.0\r\n\r\n",
-            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n",
-            b"half",
-        ),
-    ],
-    ids=["until close", "chunks taken off for HTTP/1.0"],
-)
+UNFRAMED = [
+    pytest.param(GET, b"HTTP/1.1 200 OK\r\n\r\n", b"%b", id="until close"),
+    pytest.param(
+        b"GET / HTTP/1.0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"4\r\n%b\r\n",
+        id="chunks taken off for HTTP/1.0",
+    ),
+]
+
+
+@pytest.mark.parametrize(("request_head", "head", "framed"), UNFRAMED)
 async def test_truncation_is_an_error_where_the_end_of_file_ends_the_answer(
-    request_head: bytes, answer: bytes, received: bytes
+    request_head: bytes, head: bytes, framed: bytes
 ) -> None:
     """Half an answer without length is never ended by a plain close, which would make it whole."""
     go_on = asyncio.Event()
 
     async def backend(peer: Peer) -> None:
         await peer.head()
-        peer.send(answer)
+        peer.send(head + framed % b"half")
         await go_on.wait()
         await _reset(peer)
 
     async with rig(backend) as setup:
         peer = await setup.ask(request_head)
         await peer.head()
-        await peer.exactly(received)
+        await peer.exactly(b"half")
         go_on.set()
         with pytest.raises(ConnectionResetError):
             await peer.to_end()
@@ -181,3 +184,115 @@ async def test_reset_just_before_our_half_is_ended() -> None:
         await task
     assert transport.aborted
     connection.connection_lost(None)
+
+
+@pytest.mark.parametrize(("request_head", "head", "framed"), UNFRAMED)
+async def test_an_answer_that_the_end_of_the_juggler_cuts_does_not_look_whole(
+    request_head: bytes, head: bytes, framed: bytes
+) -> None:
+    async def backend(peer: Peer) -> None:
+        await peer.head()
+        peer.send(head + framed % b"half")
+        await peer.gone()
+
+    async with rig(backend) as setup:
+        peer = await setup.ask(request_head)
+        await peer.head()
+        await peer.exactly(b"half")
+        await setup.listener.close(0.05)
+        with pytest.raises(ConnectionResetError):
+            await peer.to_end()
+
+
+def _with_small_buffers(listener: Listener) -> None:
+    """Or the kernel would take megabytes from us, and see to the client itself."""
+    for server in listener._servers:
+        for one in server.sockets:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+
+
+async def test_an_answer_whose_end_is_not_taken_does_not_look_whole() -> None:
+    async def backend(peer: Peer) -> None:
+        await peer.head()
+        peer.send(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 300_000)
+
+    def read_late(address: tuple[str, int], gone: threading.Event) -> int:
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+            client.settimeout(5)
+            client.connect(address)
+            client.sendall(GET)
+            received = len(client.recv(1000))
+            gone.wait(5)
+            while data := client.recv(8000):
+                received += len(data)
+            return received
+
+    async with rig(backend, limits=dataclasses.replace(FAST, flush_timeout_s=0.2)) as setup:
+        _with_small_buffers(setup.listener)
+        gone = threading.Event()
+        reading = asyncio.create_task(asyncio.to_thread(read_late, setup.listener.addresses[0], gone))
+        await setup.result()
+        await until(lambda: not setup.listener.connections)
+        gone.set()
+        with pytest.raises(ConnectionResetError):
+            await reading
+
+
+def _read_slowly(address: tuple[str, int], request_head: bytes) -> int:
+    """Bytes up to the end of the connection, at 400 kB/s."""
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+        client.settimeout(5)
+        client.connect(address)
+        client.sendall(request_head)
+        received = 0
+        while data := client.recv(8000):
+            received += len(data)
+            time.sleep(0.02)
+        return received
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody tells what the client has taken")
+@pytest.mark.parametrize("then", [b"close", b"keep-alive"])
+async def test_who_reads_slowly_and_steadily_gets_it_all(then: bytes) -> None:
+    """However long it takes; the time for taking the end of an answer counts from the last byte that was taken."""
+    size = 700_000
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size
+
+    async def backend(peer: Peer) -> None:
+        await peer.head()
+        peer.send(head + b"x" * size)
+        await peer.gone()
+
+    async with rig(backend, limits=dataclasses.replace(FAST, flush_timeout_s=0.3, idle_timeout_s=0.3)) as setup:
+        _with_small_buffers(setup.listener)
+        request_head = b"GET / HTTP/1.1\r\nHost: h\r\nConnection: %b\r\n\r\n" % then
+        received = await asyncio.to_thread(_read_slowly, setup.listener.addresses[0], request_head)
+        assert received >= size + len(head)
+
+
+@pytest.mark.parametrize("method", [b"GET", b"POST"])
+@pytest.mark.parametrize("way", ["end", "reset"])
+async def test_what_a_backend_worked_on_before_it_broke_is_not_sent_again(
+    method: bytes, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unlike what came to a connection that had been closed before: its end is there within a round trip."""
+    monkeypatch.setattr(exchange, "_CLOSED_WHILE_IDLE_S", 0.05)
+
+    async def backend(peer: Peer) -> None:
+        await peer.head()
+        peer.send(OK)
+        await peer.head()
+        await asyncio.sleep(0.15)
+        if way == "reset":
+            await _reset(peer)
+        else:
+            peer.reset()
+
+    async with rig(backend) as setup:
+        peer = await setup.ask(GET)
+        await peer.answer()
+        peer.send(method + b" / HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n")
+        assert (await peer.answer())[0] == 502
+        assert setup.upstream.accepted == 1

@@ -18,8 +18,8 @@ KNOWN_MOST = 64
 
 KNOWN_BYTES_MAX = 2 * KIB
 
-_LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: (0|[1-9][0-9]{0,17})(?=\r\n)")
-"""Only as it would be written again."""
+_LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: (0|[1-9][0-9]{0,17})(?=\r\n[^ \t])")
+"""Only as it would be written again, and not continued on the next line."""
 
 
 class KnownAnswer(NamedTuple):

@@ -79,6 +79,11 @@ class RequestBody:
             self.copy = list(self.kept or ())
 
     @property
+    def chunked(self) -> bool:
+        """Each piece is looked through for chunks."""
+        return type(self._tracker) is Chunked
+
+    @property
     def whole(self) -> bytes | None:
         """All of it; None if it is not here yet, or was let go."""
         pieces = self.copy if self.copy is not None else self.kept

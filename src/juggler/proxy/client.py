@@ -28,6 +28,7 @@ from juggler.proxy.questions import answered_in_place, by_its_body
 from juggler.proxy.repeats import worth_keeping
 from juggler.proxy.responses import error_response
 from juggler.proxy.tls import GOODBYE_S
+from juggler.proxy.turns import LARGE_PIECE_BYTES
 from juggler.proxy.waiting_room import Wait
 from juggler.proxy.wishes import parse_wishes
 
@@ -47,6 +48,7 @@ class ClientConnection(ClosingConnection):
         "_head_started",
         "_last",
         "_last_info",
+        "_late",
         "_read_paused",
         "_request",
         "_task",
@@ -71,6 +73,7 @@ class ClientConnection(ClosingConnection):
         self._waiter: asyncio.Future[None] | None = None  # the coroutine waits for a head
         self._drained: asyncio.Future[None] | None = None  # the coroutine waits for the client to read
         self._head_started = False  # the deadline is the head's, not the idle one
+        self._late = b""  # a large piece of a chunked body, not looked at yet
         self._read_paused = False
         self._client = ""  # address as text
         self.address = b""
@@ -110,6 +113,9 @@ class ClientConnection(ClosingConnection):
                 self._deadline = min(self._loop.time() + GOODBYE_S, self._linger_until)
             return
         if self._body is not None:
+            if self._late or (len(data) > LARGE_PIECE_BYTES and self._body.chunked):
+                self._put_off(data)
+                return
             try:
                 data = self._feed_body(self._body, data)
             except FramingError as error:
@@ -117,6 +123,10 @@ class ClientConnection(ClosingConnection):
                 return
             if not data:
                 return
+        self._take(data)
+
+    def _take(self, data: bytes) -> None:
+        """Bytes that belong to no body under way."""
         self._buffer = self._buffer + data if self._buffer else data
         if self._waiter is not None and self._request is None and self._find_head():
             self._go_on()
@@ -124,6 +134,7 @@ class ClientConnection(ClosingConnection):
             self.update_reading()
 
     def eof_received(self) -> bool:
+        self._take_late()
         if self._state is State.TUNNEL and self._exchange is not None:
             self._deadline = self._loop.time() + self._limits.half_close_timeout_s
             self._exchange.on_client_eof()
@@ -188,18 +199,13 @@ class ClientConnection(ClosingConnection):
             self.cut(None)
         elif self.secure and self._state is State.CLOSING:
             self._end_tls(now)
-        else:
-            self._transport.abort()
+        elif not self._has_taken_some():
+            self._cut_off()
 
     @property
     def held_bytes(self) -> int:
         """Bytes of a request body that have arrived; they are all kept while the request is held."""
         return self._body.size if self._body is not None else 0
-
-    @property
-    def unsent_bytes(self) -> int:
-        """Bytes of answers that the client has not taken."""
-        return self._transport.get_write_buffer_size()
 
     def unread_descriptor(self) -> tuple[int, bool] | None:
         """See ``hangup.Unread``. Behind a body that is still to be read an end of file may be a mere half's."""
@@ -210,7 +216,7 @@ class ClientConnection(ClosingConnection):
 
     def quiet_s(self, now: float) -> float:
         """For how long no request has come, not even a whole head; 0 while one is in work."""
-        if self._state is not State.HEAD or self._request is not None:
+        if self._state is not State.HEAD or self._request is not None or self.unsent_bytes:
             return 0.0
         return now - self._deadline + self._silence_s(self._limits)
 
@@ -222,14 +228,26 @@ class ClientConnection(ClosingConnection):
         if self._state is State.HEAD and self._request is None:  # else ``quiet_s`` would take a deadline for another
             self._deadline += self._silence_s(limits) - self._silence_s(self._limits)
         self._limits = limits
-        self._last = None  # it was measured by the old ones
+        self.forget_head()  # it was measured by the old ones
 
     def cut(self, code: str | None) -> None:
         """End the connection at once; ``code`` goes into the result of a request in work (None: the client left)."""
         self.cut_code = code
-        try:
-            self._leave()
-        finally:
+        self._cut_off()
+        self._leave()
+
+    def _cut_off(self) -> None:
+        """End the connection at once; a client whose answer is not through must not take that for its end."""
+        if self._state is State.BUSY and self._drained is None:
+            exchange, stream = self._exchange, self._wait.stream if self._wait is not None else None
+            half = exchange is not None and exchange.head_sent and exchange.ends_by_closing
+            half = half or (stream is not None and not stream.chunked)
+        else:
+            half = self.unsent_bytes > 0
+        if half:
+            self.reset()
+        else:
+            self._is_cut = True
             self._transport.abort()
 
     def finish(self) -> None:
@@ -263,7 +281,7 @@ class ClientConnection(ClosingConnection):
             pause = True
         elif body is not None:
             held = exchange is None or not exchange.bound
-            pause = held and body.size >= self._limits.held_body_bytes
+            pause = bool(self._late) or (held and body.size >= self._limits.held_body_bytes)
         else:
             pause = len(self._buffer) >= self._limits.pipelined_bytes
         if pause != self._read_paused and not self._transport.is_closing():
@@ -307,7 +325,7 @@ class ClientConnection(ClosingConnection):
             self._request = bad_body(error)
         else:
             self._request = request
-            if self._body is not None or self._buffer:
+            if self._body is not None or self._buffer or self._read_paused:
                 self.update_reading()
         return True
 
@@ -328,15 +346,42 @@ class ClientConnection(ClosingConnection):
         self.update_reading()
         return rest
 
-    async def _next_request(self) -> Request | BadRequest:
-        """Wait for the next head; not before the client has taken the answers it already got."""
+    def _put_off(self, data: bytes) -> None:
+        """Look at a large piece of a chunked body when it is its turn, and read nothing more until then.
+
+        As for answers (``Exchange``): uvloop reads a lot at once, and small chunks take long to be looked through.
+        """
+        if not self._late:
+            self._listener.turns.add(self._loop, self._take_late)
+        self._late += data
+        self.update_reading()
+
+    def _take_late(self) -> None:
+        data, self._late = self._late, b""
+        if not data or self._body is None or self._state is not State.BUSY:
+            return  # it was taken at the end of the connection, or all is over
+        try:
+            rest = self._feed_body(self._body, data)
+        except FramingError as error:
+            self._refuse(bad_body(error))
+        else:
+            if rest:
+                self._take(rest)
+
+    async def _next_request(self) -> Request | BadRequest | None:
+        """Wait for the next head; not before the client has taken the answers it already got.
+
+        None: no further request is taken.
+        """
         while self.write_paused:
-            self._deadline = self._loop.time() + self._limits.flush_timeout_s
+            self._wait_for_reader()
             self._drained = self._loop.create_future()
             try:
                 await self._drained
             finally:
                 self._drained = None
+            if self._listener.draining and not self._buffer:
+                return None
         if not self._look_for_head():
             self._waiter = self._loop.create_future()
             try:
@@ -351,6 +396,7 @@ class ClientConnection(ClosingConnection):
         """The request before is over: whether the next one is here already."""
         self._state = State.HEAD
         self._head_started = False
+        self._untaken = 0
         self.closes = False
         self._deadline = self._loop.time() + self._limits.idle_timeout_s
         if self._buffer and self._find_head():
@@ -428,12 +474,16 @@ class ClientConnection(ClosingConnection):
         try:
             while not self.closes and not self._transport.is_closing():
                 request = await self._next_request()
+                if request is None:
+                    break
                 if isinstance(request, BadRequest):
                     self._answer_and_close(error_response(request, close=True))
                     return
                 await self._answer(request)
                 if self._listener.draining or (self.half_closed and not self._buffer):
                     break
+                if self._buffer:
+                    await asyncio.sleep(0)  # thousands of requests may be here, and be answered without a wait
             self._close(discard=self._body is not None or bool(self._buffer))
         finally:
             if self._state is not State.CLOSING:
@@ -531,7 +581,7 @@ class ClientConnection(ClosingConnection):
         exchange = self._exchange
         self.cut_code = error.code
         if (exchange is not None and exchange.head_sent) or (self._wait is not None and self._wait.stream is not None):
-            self._transport.abort()
+            self._cut_off()
         else:
             self._answer_and_close(error_response(error, close=True))
         self._leave()

@@ -3,7 +3,7 @@
 import asyncio
 
 from juggler.proxy.body import RequestBody
-from juggler.proxy.connection import ListenerSide, State, reset_when_closed
+from juggler.proxy.connection import ListenerSide, State, reset_when_closed, untaken_by_peer
 from juggler.proxy.tls import GOODBYE_S, cut_if_all_is_sent
 
 NEVER = float("inf")
@@ -16,12 +16,14 @@ class ClosingConnection(asyncio.Protocol):
         "_body",
         "_buffer",
         "_deadline",
+        "_is_cut",
         "_limits",
         "_linger_until",
         "_listener",
         "_loop",
         "_state",
         "_transport",
+        "_untaken",
     )
 
     def __init__(self, listener: ListenerSide) -> None:
@@ -34,6 +36,8 @@ class ClosingConnection(asyncio.Protocol):
         self._body: RequestBody | None = None  # of the request in work, until it has arrived whole
         self._deadline = NEVER
         self._linger_until = 0.0  # bound of a deadline that bytes from the client put off
+        self._untaken = 0  # by the client, when the deadline was set that is for taking it; 0: another deadline
+        self._is_cut = False
 
     @property
     def draining(self) -> bool:
@@ -58,8 +62,31 @@ class ClosingConnection(asyncio.Protocol):
 
     def reset(self) -> None:
         """Cut the connection so that the client sees an error, where a mere end would look like the answer's."""
-        reset_when_closed(self._transport)
+        if not self._is_cut:
+            self._is_cut = True
+            reset_when_closed(self._transport)
         self._transport.abort()
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes of answers that the client has not taken."""
+        return self._transport.get_write_buffer_size()
+
+    def _wait_for_reader(self) -> None:
+        """From now on the client has so much time to take something of what was written, again and again."""
+        self._untaken = untaken_by_peer(self._transport)
+        self._deadline = self._loop.time() + self._limits.flush_timeout_s
+
+    def _has_taken_some(self) -> bool:
+        """The client's time is up: whether it has taken something, and gets as much again.
+
+        Also if nobody has looked yet: between requests there is no time for sending.
+        """
+        if self._is_cut or not self.unsent_bytes:
+            return False
+        before = self._untaken
+        self._wait_for_reader()
+        return self._untaken < before or not before
 
     def update_reading(self) -> None:
         """Read on or pause."""
@@ -77,10 +104,9 @@ class ClosingConnection(asyncio.Protocol):
         self._state = State.CLOSING
         if self._transport.is_closing():
             return
-        unsent = self._transport.get_write_buffer_size() > 0
-        limits = self._limits
-        wait_s = limits.flush_timeout_s if unsent or not discard else limits.discard_timeout_s
-        self._deadline = self._loop.time() + wait_s
+        self._wait_for_reader()
+        if discard and not self.unsent_bytes:
+            self._deadline = self._loop.time() + self._limits.discard_timeout_s
         self._buffer = b""
         self._body = None
         if not discard:

@@ -6,13 +6,19 @@ import enum
 import os
 import socket
 import struct
+import sys
 from typing import TYPE_CHECKING, Protocol
 
 from juggler.errors import JugglerError
 from juggler.proxy.contract import Gateway
 from juggler.proxy.limits import Limits
 from juggler.proxy.replies import Replies
+from juggler.proxy.turns import Turns
 from juggler.units import SECONDS
+
+if sys.platform == "linux":
+    import fcntl
+    import termios
 
 if TYPE_CHECKING:
     from juggler.proxy.client import ClientConnection
@@ -41,6 +47,7 @@ class ListenerSide(Protocol):
     replies: Replies
     draining: bool
     secure: bool
+    turns: Turns
 
     def opened(self, connection: "ClientConnection") -> JugglerError | None: ...
     def closed(self, connection: "ClientConnection") -> None: ...
@@ -82,11 +89,26 @@ class Unreached(Exception):
 
 
 def reset_when_closed(transport: asyncio.Transport) -> None:
-    """Have the end of a connection be seen as an error, where a mere end would look like the answer's."""
-    if not transport.is_closing():
+    """Have the end of a connection be seen as an error, where a mere end would look like the answer's.
+
+    Not after it was cut: uvloop has closed its descriptor then, and another connection may have the number.
+    """
+    with contextlib.suppress(OSError):
+        option = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, option)
+
+
+def untaken_by_peer(transport: asyncio.Transport) -> int:
+    """Bytes written that the other side has not acknowledged, as far as the system tells (Linux: tcp(7), ``SIOCOUTQ``).
+
+    What the transport itself holds shrinks in leaps of a third of the kernel's buffer, megabytes perhaps.
+    """
+    size = transport.get_write_buffer_size()
+    if size and sys.platform == "linux":
         with contextlib.suppress(OSError):
-            option = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
-            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, option)
+            (queued,) = struct.unpack("i", fcntl.ioctl(transport.get_extra_info("socket"), termios.TIOCOUTQ, bytes(4)))
+            size += queued
+    return size
 
 
 def wake(waiter: "asyncio.Future[None]") -> None:

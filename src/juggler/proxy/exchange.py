@@ -18,14 +18,16 @@ from juggler.proxy.headers import ReturnHop, response_head
 from juggler.proxy.limits import Limits
 from juggler.proxy.replies import Recorder
 from juggler.proxy.sending import NEVER, RequestHalf
+from juggler.proxy.turns import LARGE_PIECE_BYTES
 from juggler.proxy.waiting_room import StreamedAnswer, Wait, tell_first_byte
-from juggler.units import KIB
+from juggler.units import SECONDS
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
 """Doing these twice is doing them once (RFC 9110 9.2.2)."""
-_LARGE_PIECE_BYTES = 64 * KIB
-"""A backend that sends so much at once has more."""
+_CLOSED_WHILE_IDLE_S = 0.5 * SECONDS
+"""Within so much of a request's being sent its connection breaks if the backend had closed that before: a round trip.
+Later it may have worked on the request, whatever its system says."""
 _NO_BODY = NoBody()
 _UNTIL_CLOSE = UntilClose()
 
@@ -100,7 +102,13 @@ class Exchange(RequestHalf):
         if connection is None:
             return False
         self.unreached = False
-        self._start(connection)
+        try:
+            self._start(connection)
+        except Exception:  # before anything was sent; ``run`` will meet the same, and tell
+            self._upstream = None
+            connection.abort()
+            self.unreached = True
+            return False
         return True
 
     async def run(self) -> None:
@@ -191,7 +199,7 @@ class Exchange(RequestHalf):
     def on_upstream_data(self, data: bytes) -> None:
         tracker = self._tracker
         if tracker is not None:
-            if self._held or (len(data) > _LARGE_PIECE_BYTES and type(tracker) is Chunked):
+            if self._held or (len(data) > LARGE_PIECE_BYTES and isinstance(tracker, Chunked)):
                 self._hold(data)
                 return
             try:
@@ -232,10 +240,13 @@ class Exchange(RequestHalf):
             return  # it was taken at the end of the connection, or the client has left
         try:
             end = tracker.feed(data)
+            self._relay(data, end)
         except FramingError as error:
             self._fail(f"sent a malformed body ({error})")
             return
-        self._relay(data, end)
+        except Exception:
+            self._client.abort()  # nobody else would end it
+            raise
         if connection.exchange is self and not self._client.write_paused:
             connection.resume_reading()
 
@@ -491,7 +502,8 @@ class Exchange(RequestHalf):
             return
         head, body = self._request.head, self._request.body
         may_retry = connection.reused and not self._answered and body.kept is not None and not self._pool.closed
-        if may_retry and (head.method in _IDEMPOTENT or connection.refused(exc)):
+        at_once = self._loop.time() - self._started_at <= _CLOSED_WHILE_IDLE_S
+        if may_retry and at_once and (head.method in _IDEMPOTENT or connection.refused(exc)):
             # It was closed while idle, which nobody can rule out: the backend has not seen this request. One that has
             # ended is another matter: this request may be what ended it, and must not end the next one as well.
             self._upstream = None
@@ -513,16 +525,20 @@ class Exchange(RequestHalf):
             self.result.error = self._error.code
             self._error = None
             self._finish()
-            ends_by_closing = self._tracker is _UNTIL_CLOSE or self._unframed
-            if self._inset is not None:
-                ends_by_closing = not self._request.head.minor
-            if ends_by_closing:
-                self._client.reset()  # to this client a plain end of file is the end of a whole answer
+            if self.ends_by_closing:
+                self._client.reset()
             else:
                 self._client.abort()
         else:
             self.result.status = None
             self._finish()
+
+    @property
+    def ends_by_closing(self) -> bool:
+        """To this client a plain end of file is the end of a whole answer."""
+        if self._inset is not None:
+            return not self._request.head.minor
+        return self._tracker is _UNTIL_CLOSE or self._unframed
 
     @property
     def _has_halves(self) -> bool:

@@ -17,6 +17,7 @@ from juggler.proxy.hangup import HangUps, cut_in_any_case
 from juggler.proxy.limits import Limits
 from juggler.proxy.replies import Replies
 from juggler.proxy.tls import Certificate, server_options
+from juggler.proxy.turns import Turns
 from juggler.units import SECONDS
 
 _log = logging.getLogger("juggler.proxy")
@@ -63,6 +64,8 @@ class Listener:
         self._handshakes: Handshakes | None = None
         if certificate is not None and os.name == "posix":
             self._handshakes = Handshakes(certificate, lambda: ClientConnection(self), limits.flush_timeout_s)
+        self.turns = Turns()
+        """Large pieces of requests wait here for their turn."""
         self.draining = False
         """No further request is accepted on any connection."""
         self.addresses: list[tuple[str, int]] = []

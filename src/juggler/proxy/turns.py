@@ -6,7 +6,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from juggler.units import KIB
+
 _log = logging.getLogger("juggler.proxy")
+
+LARGE_PIECE_BYTES = 64 * KIB
+"""Who sends so much at once has more, and waits for his turn if it is to be looked through."""
 
 SHARE_S = 0.002
 """Once so much of a turn is used up the rest waits for the next one."""
@@ -30,7 +35,7 @@ class Turns:
             try:
                 self._jobs[0]()
             except Exception:  # those behind it must not wait for ever
-                _log.exception("this is a bug in the juggler: a piece of an answer could not be passed on")
+                _log.exception("this is a bug in the juggler: bytes could not be passed on in their turn")
             self._jobs.popleft()  # only now: who adds one meanwhile must not begin a second run
             if not self._jobs:
                 return

@@ -39,7 +39,7 @@ _LAST_READS = 32
 class UpstreamConnection(asyncio.Protocol):
     """One connection to a backend: idle in its pool, or bound to one exchange that gets all its events."""
 
-    __slots__ = ("exchange", "expires_at", "loop", "pool", "read_paused", "reused", "spare", "transport")
+    __slots__ = ("ended", "exchange", "expires_at", "loop", "pool", "read_paused", "reused", "spare", "transport")
 
     def __init__(self, pool: "UpstreamPool") -> None:
         self.pool = pool
@@ -48,6 +48,8 @@ class UpstreamConnection(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.reused = False
         """It has carried an exchange before: the backend may have closed it in the meantime."""
+        self.ended = False
+        """The backend sends nothing more."""
         self.read_paused = False
         self.expires_at = 0.0
         self.spare: socket.socket | None = None
@@ -64,7 +66,11 @@ class UpstreamConnection(asyncio.Protocol):
             self.abort()  # nobody asked: whatever this answers, it is not our next request
 
     def eof_received(self) -> bool:
-        return self.exchange is not None and self.exchange.on_upstream_eof()
+        self.ended = True  # behind TLS the transport goes on for a moment, and must not be used again
+        if self.exchange is None:
+            self.abort()
+            return False
+        return self.exchange.on_upstream_eof()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.pool.forget(self)
@@ -149,7 +155,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.pool.forget(self)
         self.drop_spare()  # or the backend would not see the end
         if self.transport is not None:
-            if self.transport.get_write_buffer_size():
+            if self.transport.get_write_buffer_size() and not self.transport.is_closing():
                 reset_when_closed(self.transport)  # an end of file would wait until the backend has read all before it
             self.transport.abort()
 
@@ -265,7 +271,7 @@ class UpstreamPool:
             connection.resume_reading()
         limit_s = IDLE_TIMEOUT_S if idle_limit_s is None else min(IDLE_TIMEOUT_S, idle_limit_s - 1)
         transport = connection.transport
-        refused = self._closed or not self.keepalive or limit_s <= 0 or len(self.idle) >= MAX_IDLE
+        refused = self._closed or connection.ended or not self.keepalive or limit_s <= 0 or len(self.idle) >= MAX_IDLE
         if refused or transport is None or transport.is_closing():
             connection.abort()
             return

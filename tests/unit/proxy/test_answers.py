@@ -117,3 +117,10 @@ def test_there_is_a_bound() -> None:
     for raw in raws:
         _note(known, raw)
     assert [raw for raw in raws if known.find(raw) is not None] == raws[-1:]
+
+
+def test_a_length_that_goes_on_in_the_next_line_is_none_of_these() -> None:
+    """``7 ,7`` is one length, told twice; ``9 ,7`` is a contradiction, which only reading finds."""
+    known = AnswerHeads()
+    _note(known, _head([b"Content-Length: 7\r\n ,7"]))
+    assert known.find(_head([b"Content-Length: 9\r\n ,7"])) is None

@@ -22,7 +22,7 @@ FIXED = {
     "pipelined_bytes": "Requests sent ahead",
     "write_buffer_bytes": "Bytes waiting for a slow reader",
     "discard_timeout_s": "Rest of a refused upload",
-    "flush_timeout_s": "Client that does not take the end of its answer",
+    "flush_timeout_s": "Client that takes nothing of the end of its answer (behind TLS: not all of it)",
     "half_close_timeout_s": "Tunnel, one half of which has ended",
     "expect_timeout_s": "Silence before we answer `Expect`",
     "stream_look_bytes": 'Body searched for `"stream": true`',
