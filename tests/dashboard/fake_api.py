@@ -9,6 +9,7 @@ import queue
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import PurePosixPath
@@ -126,9 +127,20 @@ class FakeApi:
             for stream in self._streams:
                 stream.put(None)
 
+    @contextlib.contextmanager
+    def nobody_hears(self) -> Iterator[None]:
+        """What is sent meanwhile is missed; afterwards a snapshot is all that those get who come back."""
+        self.answers_streams.clear()
+        self.cut_streams()
+        yield
+        self.answers_streams.set()
+
     def open_stream(self) -> "queue.SimpleQueue[str | None]":
+        """It begins with a snapshot, whose id is that of the last message before it."""
         stream: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         with self._lock:
+            data = json.dumps(self.status)
+            stream.put(f"id: {scenes.BOOT}-{self._number}\nevent: snapshot\nretry: 200\ndata: {data}\n\n")
             self._streams.add(stream)
         return stream
 
@@ -143,6 +155,11 @@ class FakeApi:
             first = lines[-1]["seq"] + 1 if lines else 1
             lines += [past.line(first + at, text, **more) for at, text in enumerate(texts)]
             self._log_news.notify_all()
+
+    def forget(self, log: str) -> None:
+        """As after a restart: its lines are numbered from 1 again."""
+        with self._log_news:
+            self._logs[log] = []
 
     def read_log(self, log: str, query: dict[str, str]) -> Json:
         """The lines behind ``after``; waits for one if there is none."""
@@ -271,20 +288,19 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Type", "text/event-stream")
             self.send_header("Connection", "close")
             self.end_headers()
-            text: str | None = (
-                f"id: {scenes.BOOT}-0\nevent: snapshot\nretry: 200\ndata: {json.dumps(self.api.status)}\n\n"
-            )
-            while text is not None:
+            while (text := self._next(stream)) is not None:
                 self.wfile.write(text.encode())
                 self.wfile.flush()
-                try:
-                    text = stream.get(timeout=COMMENT_S)
-                except queue.Empty:
-                    text = ": still here\n\n"
         except OSError:
             pass  # the page is gone
         finally:
             self.api.close_stream(stream)
+
+    def _next(self, stream: "queue.SimpleQueue[str | None]") -> str | None:
+        try:
+            return stream.get(timeout=COMMENT_S)
+        except queue.Empty:
+            return ": still here\n\n"
 
 
 def main() -> None:

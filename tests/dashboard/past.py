@@ -28,7 +28,6 @@ def record(number: int, name: str, ago_s: float, **more: Any) -> Json:
         "load_s": 6.0,
         "evicted_s": 1.0,
         "first_byte_s": 0.5,
-        "first_byte_at": ended_at - 3.5,
         "ended_at": ended_at,
         "status": 200,
         "outcome": "ok",
@@ -59,8 +58,10 @@ def requests() -> Json:
 
 
 def days() -> Json:
-    sums = {"total_s": 900.0, "waited_s": 120.0, "loading_s": 99.0, "share_waiting": 0.13, "swaps": 9, "failures": 1}
-    return {"days": [{"day": f"2026-11-{28 - at}", "requests": 128 - 9 * at, **sums} for at in range(6)]}
+    sums = {"total_s": 900.0, "waited_s": 120.0, "loading_s": 99.0, "share_waiting": 0.11, "swaps": 9, "failures": 1}
+    return {
+        "days": [{"day": f"2026-11-{28 - at}", "requests": 128 - 9 * at, **sums, "endpoints": {}} for at in range(6)]
+    }
 
 
 def series() -> Json:

@@ -57,7 +57,7 @@ def endpoint(one: Json, port: int = 8080) -> Json:
         "prefix": f"/{one['name']}",
         "strip_prefix": True,
         "type": one["type"],
-        "priority": "interactive",
+        "priority": 0,
         "urls": [f"http://127.0.0.1:{port}/{one['name']}"],
     }
 
@@ -99,9 +99,6 @@ def running(request: int, one: Json, **more: Any) -> Json:
         "granted_at": now - 12.6,
         "queue_s": 0.2,
         "load_s": 1.2,
-        "first_byte_at": now - 12,
-        "bytes_up": 2300,
-        "bytes_down": 48000,
         "class": "work",
         **more,
     }
@@ -213,10 +210,10 @@ def busy_house() -> Json:
     ]  # fmt: skip
     state["running"] = [
         running(69, gemma),
-        running(64, gemma, target="/v1/embeddings", first_byte_at=None, queue_s=0.0, load_s=0.0, bytes_down=0,
+        running(64, gemma, target="/v1/embeddings", queue_s=0.0, load_s=0.0,
                 granted_at=now - 0.8, arrived_at=now - 0.8),
         running(50, vision, method="GET", target="/ws?clientId=4f1d", **{"class": "held-open"}, arrived_at=now - 2400,
-                granted_at=now - 2400, first_byte_at=now - 2399.9, load_s=0.0),
+                granted_at=now - 2400, load_s=0.0),
     ]  # fmt: skip
     return state
 
@@ -224,6 +221,7 @@ def busy_house() -> Json:
 def timeline(now: float) -> Json:
     """Two instances that push each other out, one that stays, one that failed; over the last 15 minutes."""
     spans: list[Json] = []
+    failed = "its start failed"
 
     def lane(name: str, begin_s: float, *parts: tuple[str, float, str]) -> None:
         at = now - begin_s
@@ -231,7 +229,7 @@ def timeline(now: float) -> Json:
             ends = None if lasts_s == 0 else at + lasts_s
             spans.append(
                 {"span": len(spans) + 1, "instance": f"Main/{name}", "state": state, "from_at": at, "to_at": ends,
-                 "why": why, "decision": len(spans) if why else None}
+                 "why": why, "decision": len(spans) if why and why != failed else None}
             )  # fmt: skip
             at = ends or at
 
@@ -245,7 +243,7 @@ def timeline(now: float) -> Json:
     lane("coder", 708, *swap, ("stopping", 6, out.format("vision")), ("stopped", 122, ""), *swap,
          ("stopping", 5, out.format("vision")), ("stopped", 380, ""), ("starting", 0, ""))  # fmt: skip
     lane("sdxl", 900, ("busy", 60, ""), ("ready", 30, ""), ("unloading", 3, out.format("vision")), ("unloaded", 0, ""))
-    lane("mixtral", 90, ("starting", 9, ""), ("failed", 0, ""))
+    lane("mixtral", 90, ("starting", 9, ""), ("stopping", 1, failed), ("failed", 0, failed))
     lane("whisper", 1800, ("stopped", 0, ""))
     return {
         "spans": spans,
@@ -255,7 +253,8 @@ def timeline(now: float) -> Json:
             {
                 "instances": ["Main/vision", "Main/coder"],
                 "swaps": 4,
-                "text": "vision and coder took turns 4 times within 5 minutes: loading took 76 s, serving 55 s.",
+                "text": "vision and coder took turns 4 times within 5 min: 55 s of serving, 76 s of swapping. They do "
+                "not fit together: smaller models or more memory would help, or `scheduler.dial: throughput`",
             }
         ],
     }

@@ -15,7 +15,7 @@ from tests.dashboard.test_views import expect
 from tests.e2e.support import eventually
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Locator, Page
+    from playwright.sync_api import Locator, Page, Route
 
 pytestmark = pytest.mark.slow
 
@@ -28,6 +28,7 @@ def test_requests_show_where_their_time_went(api: FakeApi, open_page: Open) -> N
     page = open_page("requests")
     expect(falls(page)).to_have_count(5)
     expect(page.get_by_text("waiting for loads:")).to_contain_text("11 % of all request time")
+    expect(page.get_by_text("waiting at all:")).to_contain_text("12 %")
     coder = falls(page).nth(1)
     drawn = [float((one.get_attribute("width") or "").rstrip("%")) for one in coder.locator("svg.phase").all()]
     assert [width / drawn[0] for width in drawn] == pytest.approx([1, 1, 6, 0.5, 3.5])
@@ -37,6 +38,7 @@ def test_requests_show_where_their_time_went(api: FakeApi, open_page: Open) -> N
     expect(facts).to_contain_text("loading6.0 s")
     days = page.get_by_role("table", name="The last 30 days")
     expect(days.get_by_role("row", name="2026-11-28")).to_contain_text("11 %")
+    expect(days.get_by_role("row", name="2026-11-28").get_by_role("cell").nth(2)).to_have_text("13 %")
 
 
 def test_requests_by_keyboard(api: FakeApi, open_page: Open) -> None:
@@ -64,6 +66,48 @@ def test_requests_come_live_until_they_are_paused(api: FakeApi, open_page: Open)
     with page.expect_request(re.compile("/requests")):
         page.get_by_role("button", name="Fetch them").click()
     expect(page.get_by_text("ended too fast")).to_have_count(0)
+
+
+def test_requests_that_ended_in_a_gap_are_fetched(api: FakeApi, open_page: Open) -> None:
+    page = open_page("requests")
+    expect(falls(page)).to_have_count(5)
+    api.send("finished", {"requests": [], "skipped": 7})
+    expect(page.get_by_text("7 requests ended too fast")).to_be_visible()
+    missed = [past.record(109, "vision", 0), past.record(108, "whisper", 1)]
+    with api.nobody_hears():
+        api.answers["GET /api/v1/requests"][1]["requests"][:0] = missed
+        api.send("finished", {"requests": missed, "skipped": 0})
+    expect(falls(page)).to_have_count(7)
+    expect(falls(page).first).to_contain_text("vision")
+    expect(page.get_by_text("ended too fast")).to_have_count(0)
+
+
+def test_what_was_skipped_is_told_after_a_restart_too(api: FakeApi, open_page: Open) -> None:
+    page = open_page("requests")
+    expect(falls(page)).to_have_count(5)
+    api.send("finished", {"requests": [], "skipped": 7})
+    page.get_by_role("button", name="Fetch them").click()
+    expect(page.get_by_text("ended too fast")).to_have_count(0)
+    with page.expect_response(re.compile("/requests")):
+        api.show({**api.status, "boot": "next"})
+    api.send("finished", {"requests": [], "skipped": 3})
+    expect(page.get_by_text("3 requests ended too fast")).to_be_visible()
+
+
+def test_a_late_answer_for_another_filter_is_dropped(api: FakeApi, open_page: Open) -> None:
+    page = open_page("requests")
+    expect(falls(page)).to_have_count(5)
+    late: list[Route] = []
+    page.route(re.compile("outcome=error"), lambda route: late.append(route))
+    with page.expect_request(re.compile("outcome=error")):
+        page.get_by_label("Outcome").select_option("Error")
+    page.get_by_label("Outcome").select_option("Any outcome")
+    expect(falls(page)).to_have_count(5)
+    with page.expect_response(re.compile("outcome=error")):
+        late[0].fulfill(json={"requests": [past.record(90, "coder", 900)], "more": False})
+    expect(page.get_by_role("button", name="Older requests")).not_to_have_attribute("aria-busy", "true")
+    page.wait_for_timeout(100)
+    expect(falls(page)).to_have_count(5)
 
 
 def test_requests_are_filtered_and_older_ones_fetched(api: FakeApi, open_page: Open) -> None:
@@ -132,6 +176,31 @@ def test_a_log_is_followed_in_colour_until_it_is_paused(api: FakeApi, open_page:
     expect(page.get_by_text("while it was paused")).to_be_visible()
 
 
+def test_a_log_begins_anew_with_the_juggler(api: FakeApi, open_page: Open) -> None:
+    """Its lines are numbered from 1 again."""
+    page = open_page("logs/Main%2Fgemma")
+    expect(page.locator(".log-line")).to_have_count(4)
+    eventually(lambda: len(api.log_calls) == 2, "it waits for news")
+    with api.nobody_hears():
+        api.status = {**api.status, "boot": "next"}
+        api.forget("Main/gemma")
+        api.write("Main/gemma", *(f"of the new run {number}" for number in range(6)))
+        api.send("change", {"now_at": 1.0})
+    expect(page.locator(".log-line")).to_have_count(6)
+    assert lines(page) == [f"of the new run {number}" for number in range(6)]
+
+
+def test_a_search_goes_through_a_log_both_ways(api: FakeApi, open_page: Open) -> None:
+    page = open_page("logs/Main%2Fgemma")
+    api.write("Main/gemma", "needle 1", "needle 2", "needle 3")
+    expect(page.get_by_text("needle 3")).to_be_visible()
+    page.get_by_label("Search").fill("needle")
+    here = page.locator(".log-line.here")
+    for key, found in [("Shift+Enter", 3), ("Shift+Enter", 2), ("Enter", 3), ("Enter", 1), ("Shift+Enter", 3)]:
+        page.keyboard.press(key)
+        expect(here).to_contain_text(f"needle {found}")
+
+
 def test_a_log_is_bounded_and_keeps_its_place(api: FakeApi, open_page: Open) -> None:
     """Whoever scrolls up stays there, and gets a way back; of a flood the newest lines are kept."""
     page = open_page("logs/Main%2Fgemma")
@@ -183,12 +252,42 @@ def test_the_configuration_is_checked(api: FakeApi, open_page: Open) -> None:
     expect(page.get_by_text("no such backend")).to_be_visible()
 
 
+def test_a_reload_that_gets_no_answer_is_told(api: FakeApi, open_page: Open) -> None:
+    """Whatever went wrong: it is asked for once, told once, and can be asked for again."""
+    page = open_page("config")
+    button = page.get_by_role("button", name="Check what")
+    toast = page.get_by_role("alert").locator(".toast")
+    page.route(re.compile("/reload"), lambda route: route.abort())
+    button.click()
+    expect(toast).to_contain_text("The juggler does not answer.")
+    expect(button).not_to_have_attribute("aria-busy", "true")
+    page.unroute(re.compile("/reload"))
+    toast.get_by_role("button", name="Dismiss").click()
+    refusal = {"error": {"code": "shutting_down", "message": "it shuts down", "hint": None}}
+    api.answers["POST /api/v1/reload"] = (503, refusal)
+    button.click()
+    expect(toast).to_contain_text("It shuts down. (shutting_down)")
+    assert [call[1] for call in api.calls] == ["/api/v1/reload?dry_run=true"]
+
+
+def test_a_reload_that_takes_too_long_is_told(api: FakeApi, open_page: Open) -> None:
+    page = open_page("config")
+    page.evaluate("const { timeout } = AbortSignal; AbortSignal.timeout = (ms) => timeout.call(AbortSignal, ms / 300)")
+    page.route(re.compile("/reload"), lambda route: None)
+    button = page.get_by_role("button", name="Check what")
+    button.click()
+    expect(page.get_by_role("alert").locator(".toast")).to_contain_text("The juggler does not answer.")
+    expect(button).not_to_have_attribute("aria-busy", "true")
+
+
 def test_settings_are_copied(api: FakeApi, open_page: Open) -> None:
     page = open_page("connect")
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     expect(page.get_by_text("neither other machines nor containers")).to_be_visible()
     page.get_by_role("button", name="Copy").click()
     expect(page.get_by_text("Copied")).to_be_visible()
+    expect(page.get_by_role("status").filter(has_text="Copied")).to_be_visible()
+    assert page.locator("button [role=status]").count() == 0
     assert page.evaluate("navigator.clipboard.readText()") == "http://192.168.1.5:8080/gemma/v1"
     page.get_by_role("button", name="sdxl").click()
     expect(page.get_by_text("Does not work with this address")).to_be_visible()
@@ -228,6 +327,15 @@ def test_a_trial_is_cancelled_or_refused(api: FakeApi, open_page: Open) -> None:
     api.answers["POST /api/v1/try/Main/gemma"] = (429, error)
     page.get_by_role("button", name="Send").click()
     expect(page.get_by_text("Enough is being tried already.")).to_be_visible()
+
+
+def test_a_long_answer_is_cut(api: FakeApi, open_page: Open) -> None:
+    api.trial = ({"X-Try-Status": "200", "X-Try-Type": "text/plain"}, [b"a" * 150_000, b"b" * 150_000, b"c"])
+    page = open_page("try")
+    page.get_by_role("button", name="Send").click()
+    expect(page.get_by_text("The answer is complete")).to_be_attached()
+    assert page.locator(".reply").inner_text() == "a" * 150_000 + "b" * 50_000
+    expect(page.locator(".facts")).to_contain_text("293.0 KiB")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,17 +80,53 @@ def test_a_stream_that_died_silently_is_noticed(api: FakeApi, open_page: Open) -
     expect(page.get_by_text("Connection lost.")).to_have_count(0)
 
 
+def test_a_stream_with_nothing_to_say_costs_no_further_calls(api: FakeApi, open_page: Open) -> None:
+    """It is opened anew after a while, for safety; who missed nothing fetches nothing anew."""
+    page = open_page("requests", clock=True)
+    api.change(today={**api.status["today"], "requests": 4711})
+    page.clock.run_for(1000)
+    expect(page.get_by_text("4,711")).to_be_visible()
+    expect(page.locator(".fall")).to_have_count(5)
+    fetched: list[str] = []
+    page.on("request", lambda one: fetched.append(one.url))
+
+    def opened(times: int) -> Callable[[], bool]:
+        return lambda: len(api.resumed) >= times
+
+    for times in (2, 3):
+        page.clock.run_for(26_000)
+        eventually(opened(times), "the page connects again")
+        expect(page.locator(".live")).to_have_text("Live")
+    page.wait_for_timeout(100)
+    assert {url.rpartition("/")[2] for url in fetched} == {"events"}
+
+
 def test_the_key_is_asked_for(api: FakeApi, open_page: Open) -> None:
     api.key = "open sesame"
     page = open_page()
     key = page.get_by_label("Key", exact=True)
     expect(key).to_be_focused()
+    expect(page.locator(".live")).to_have_text("Connecting")
     key.fill("wrong")
     page.keyboard.press("Enter")
     expect(page.get_by_text("That is not the key.")).to_be_visible()
     key.fill("open sesame")
     page.get_by_role("button", name="Log in").click()
     expect(row(page, "gemma")).to_be_visible()
+    expect(page.locator(".live")).to_have_text("Live")
+
+
+def test_a_key_that_is_asked_for_later_ends_the_stream(api: FakeApi, open_page: Open) -> None:
+    page = open_page()
+    expect(page.locator(".live")).to_have_text("Live")
+    api.key = "open sesame"
+    page.get_by_role("link", name="History").click()
+    expect(page.get_by_label("Key", exact=True)).to_be_focused()
+    expect(page.locator(".live")).to_have_text("Connecting")
+    page.get_by_label("Key", exact=True).fill("open sesame")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="History")).to_be_visible()
+    expect(page.locator(".live")).to_have_text("Live")
 
 
 def test_by_keyboard_alone(api: FakeApi, open_page: Open) -> None:
@@ -112,6 +149,18 @@ def test_by_keyboard_alone(api: FakeApi, open_page: Open) -> None:
     expect(page.locator("[aria-current=page]")).to_contain_text("Queue")
     page.go_back()
     expect(page.get_by_role("heading", name="Board")).to_be_focused()
+
+
+def test_the_view_that_is_open_is_seen_in_a_narrow_navigation(api: FakeApi, open_page: Open) -> None:
+    """Also when the numbers beside other names arrive later than the page."""
+    api.answers_streams.clear()
+    page = open_page("try", size=NARROW)
+    here = page.get_by_role("link", name="Try it")
+    expect(here).to_have_attribute("aria-current", "page")
+    page.wait_for_timeout(200)
+    api.answers_streams.set()
+    expect(page.get_by_role("link", name="Queue")).to_have_text("Queue 4")
+    expect(here).to_be_in_viewport(ratio=0.9)
 
 
 def test_an_address_that_names_no_view_is_the_board(api: FakeApi, open_page: Open) -> None:

@@ -45,6 +45,7 @@ def test_the_board_tells_who_holds_the_memory_and_how_that_is_known(api: FakeApi
     expect(bar).to_have_attribute("aria-label", re.compile("gemma: 9.5 GiB, busy, learned from earlier runs; .*free: "))
     expect(bar.locator(".part.hatched")).to_contain_text("coder")
     expect(bar.locator(".part.others title")).to_have_text("Others: 1.2 GiB, Xorg (412 MiB), firefox (790 MiB)")
+    expect(page.get_by_text("11 % of the time of those answered was waiting for loads")).to_be_visible()
     pool.get_by_text("Numbers, and where").click()
     numbers = pool.get_by_role("row").all_inner_texts()
     assert [" ".join(text.split()) for text in numbers] == [
@@ -216,7 +217,11 @@ def test_the_timeline_shows_states_and_who_gave_way(api: FakeApi, open_page: Ope
     expect(lane.locator(".mark title").first).to_have_text("evicted by coder, least recently used")
     assert lane.locator(".span").first.get_attribute("aria-label") is not None
     expect(page.get_by_text("vision and coder took turns 4 times")).to_be_visible()
-    expect(page.get_by_role("region", name="Who gave way").get_by_role("listitem")).to_have_count(5)
+    assert page.locator("main").inner_text().count("more memory") == 1
+    given = page.get_by_role("region", name="Who gave way")
+    expect(given.get_by_role("listitem")).to_have_count(5)
+    expect(given).not_to_contain_text("mixtral")
+    expect(page.get_by_role("group", name="mixtral", exact=True).locator(".mark")).to_have_count(0)
     now = time.time()
     span = {
         "instance": "Main/whisper",
@@ -232,6 +237,21 @@ def test_the_timeline_shows_states_and_who_gave_way(api: FakeApi, open_page: Ope
         page.get_by_role("button", name="24 h").click()
     begin, end = re.findall(r"(?:from|to)_at=([0-9.]+)", asked.value.url)
     assert float(end) - float(begin) == pytest.approx(86400, abs=1)
+
+
+def test_the_timeline_forgets_what_it_knew_before_a_gap(api: FakeApi, open_page: Open) -> None:
+    """A span whose end was missed is not open for ever: it is fetched."""
+    page = open_page("timeline")
+    whisper = page.get_by_role("group", name="whisper", exact=True)
+    span = {"span": 900, "instance": "Main/whisper", "state": "starting", "from_at": time.time() - 60, "to_at": None,
+            "why": "", "decision": None}  # fmt: skip
+    api.send("spans", {"spans": [span]})
+    expect(whisper.locator(".span.hatched")).to_have_attribute("aria-label", re.compile("until now"))
+    with api.nobody_hears():
+        ended = {**span, "to_at": time.time()}
+        api.timeline["spans"].append(ended)
+        api.send("spans", {"spans": [ended]})
+    expect(whisper.locator(".span.hatched")).to_have_attribute("aria-label", re.compile(r"until [0-9:]+, "))
 
 
 def test_the_timeline_as_a_table(api: FakeApi, open_page: Open) -> None:

@@ -9,9 +9,9 @@ const DEADLINE_MS = 15000;
 export const loginNeeded = signal(false);
 
 export class ApiError extends Error {
-  constructor(status, code, message, hint = null) {
+  constructor(status, code, message, hint = null, data = null) {
     super(message);
-    Object.assign(this, { status, code, hint });
+    Object.assign(this, { status, code, hint, data });
   }
 }
 
@@ -27,14 +27,14 @@ export async function call(method, path, body, abort) {
     response = await fetch(API + path, options);
     if (response.headers.get('Content-Type')?.includes('json')) data = await response.json();
   } catch (failure) {
-    if (abort?.aborted) throw failure;
+    if (abort?.aborted && abort.reason.name !== 'TimeoutError') throw failure;
     throw new ApiError(0, 'no_answer', 'The juggler does not answer.', 'See whether it still runs.');
   }
   if (response.ok) return data;
   const { status } = response;
   if (status === 401) loginNeeded.value = true;
   const { code = `http_${status}`, message = `The answer was ${status}`, hint } = data?.error ?? {};
-  throw new ApiError(status, code, message, hint);
+  throw new ApiError(status, code, message, hint, data);
 }
 
 export const get = (path, abort) => call('GET', path, undefined, abort);

@@ -64,8 +64,11 @@ export function Action({ what, label, run, icon, bare, main, off, pressed }) {
   const click = async () => {
     if (off || busy.peek()) return;
     busy.value = true;
-    await act(what, run);
-    busy.value = false;
+    try {
+      await act(what, run);
+    } finally {
+      busy.value = false;
+    }
   };
   return html`<button type="button" class="${main ? 'main' : 'quiet'} ${bare ? 'bare' : ''}" onClick=${click}
     aria-label=${what} title=${off || what} aria-disabled=${off || busy.value ? 'true' : undefined}

@@ -3,7 +3,7 @@ import { act, call, dismiss, loginNeeded, said, toasts } from './api.js';
 import { duration, plural, time } from './format.js';
 import { html, render, signal, useEffect, useRef, useSignal } from './html.js';
 import { Icon, Notice } from './parts.js';
-import { connect, listeners, meta, now, stream } from './store.js';
+import { boot, connect, listeners, meta, now, stream } from './store.js';
 import { link, route, VIEWS } from './views.js';
 
 function Shell() {
@@ -42,7 +42,7 @@ function Tab({ view }) {
     // Not scrollIntoView: that would also move the place from which Tab goes on.
     const nav = self.current.closest('nav');
     if (here) nav.scrollLeft = self.current.offsetLeft - nav.offsetLeft - nav.clientWidth / 3;
-  }, [here]);
+  }, [here, boot.value]); // the first snapshot brings numbers, which need room
   return html`<a ref=${self} href=${link(view.id)} aria-current=${here ? 'page' : undefined}>
     ${view.title}${count > 0 && html` <span class="count">${count}</span>`}
   </a>`;

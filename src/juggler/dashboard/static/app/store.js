@@ -96,9 +96,10 @@ export const waitingCount = computed(() => instances.all.value.reduce((sum, one)
 export const hueOf = (instance) => (instances.keys.value.indexOf(instance) % 8) + 1;
 
 export const meta = signal(null);
+export const boot = computed(() => meta.value?.boot);
 export const finished = signal({ requests: [], skipped: 0 });
 export const spans = signal(new Map());
-export const decisions = signal(new Map());
+export const gaps = signal(0); // counts up when something may have been missed: the past is to be fetched anew
 const KEPT = 1000;
 
 export const stream = signal('connecting');
@@ -109,6 +110,7 @@ const SILENT_MS = 25000;
 let source = null;
 let failures = 0;
 let heardAt = 0;
+let heardId = '';
 let lostTimer = 0;
 let againTimer = 0;
 
@@ -129,8 +131,7 @@ export function connect() {
       skipped: known.skipped + skipped,
     };
   });
-  on('spans', (data) => keep(spans, data.spans, 'span'));
-  on('decisions', (data) => keep(decisions, data.decisions, 'number'));
+  on('spans', (data) => keep(data.spans));
 }
 
 function on(name, take) {
@@ -139,16 +140,18 @@ function on(name, take) {
     heardAt = performance.now();
     batch(() => {
       if (data.now_at) setClock(data.now_at);
-      take(data);
+      take(data, event.lastEventId);
     });
+    heardId = event.lastEventId;
   });
 }
 
-function takeSnapshot(data) {
-  if (data.boot !== meta.peek()?.boot) {
-    finished.value = { requests: [], skipped: 0 };
+// Its id is that of the last message before it: if this page heard that one, it has missed nothing.
+function takeSnapshot(data, id) {
+  if (id !== heardId) {
+    finished.value = { ...finished.peek(), requests: [] }; // `skipped` only ever grows: the view looks at differences
     spans.value = new Map();
-    decisions.value = new Map();
+    gaps.value += 1;
   }
   for (const one of collections) {
     one.replace(data[one.name] ?? [], data.now_at);
@@ -166,14 +169,14 @@ function takeChange({ now_at: at, removed = {}, ...changed }) {
   if (Object.keys(changed).length) meta.value = { ...meta.peek(), ...changed };
 }
 
-function keep(kept, items, key) {
-  const next = new Map(kept.peek());
-  for (const item of items) next.set(item[key], item);
+function keep(items) {
+  const next = new Map(spans.peek());
+  for (const item of items) next.set(item.span, item);
   for (const old of next.keys()) {
     if (next.size <= KEPT) break;
     next.delete(old);
   }
-  kept.value = next;
+  spans.value = next;
 }
 
 function live() {
@@ -211,4 +214,6 @@ effect(() => {
   source?.close();
   clearTimeout(lostTimer);
   lostTimer = 0;
+  clock = null;
+  stream.value = 'connecting';
 });

@@ -22,7 +22,7 @@ function Today() {
   if (!today) return null;
   const figures = [
     [today.requests.toLocaleString(), today.requests === 1 ? 'request today' : 'requests today', ''],
-    today.share_waiting != null && [percent(today.share_waiting), 'of the time of those answered was waiting', 'A high share says: more memory, or fewer models, would help.'],
+    today.share_waiting != null && [percent(today.share_waiting), 'of the time of those answered was waiting for loads', 'A high share says: more memory, or fewer models, would help.'],
     waitingCount.value > 0 && [waitingCount.value.toLocaleString(), 'waiting now', 'Not yet counted in the share of time.'],
     [today.swaps.toLocaleString(), today.swaps === 1 ? 'swap' : 'swaps', 'Loads for which another had to give way.'],
     [today.failures.toLocaleString(), today.failures === 1 ? 'failure' : 'failures', ''],

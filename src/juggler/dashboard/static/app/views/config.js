@@ -49,10 +49,12 @@ export default function Config() {
 
 // A file that is wrong is an answer, not a failure: it says what.
 async function read(dry) {
-  const abort = AbortSignal.timeout(DEADLINE_MS);
-  const response = await fetch(`${API}reload?dry_run=${dry}`, { method: 'POST', signal: abort });
-  if (response.status === 200 || response.status === 422) return response.json();
-  return call('POST', `reload?dry_run=${dry}`, undefined, abort);
+  try {
+    return await call('POST', `reload?dry_run=${dry}`, undefined, AbortSignal.timeout(DEADLINE_MS));
+  } catch (error) {
+    if (error.status === 422 && error.data?.problems) return error.data;
+    throw error;
+  }
 }
 
 function Outcome({ one }) {

@@ -55,5 +55,6 @@ function Copy({ text, what }) {
     }
     setTimeout(() => { done.value = ''; }, 3000);
   };
-  return html`<button ref=${self} type="button" class="quiet" onClick=${copy} aria-label="Copy ${what}"><span role="status">${done.value || 'Copy'}</span></button>`;
+  return html`<span ref=${self} class="copy"><button type="button" class="quiet" onClick=${copy} aria-label="Copy ${what}">Copy</button>
+    <span class="note" role="status">${done}</span></span>`;
 }

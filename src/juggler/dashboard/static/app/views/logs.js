@@ -3,6 +3,7 @@ import { get } from '../api.js';
 import { plural, time } from '../format.js';
 import { html, useEffect, useLayoutEffect, useRef, useSignal } from '../html.js';
 import { Head, Notice, Pick } from '../parts.js';
+import { boot } from '../store.js';
 import { link } from '../views.js';
 
 const MOST = 2000;
@@ -15,9 +16,9 @@ export default function Logs({ route }) {
   const known = useSignal([]);
   useEffect(() => {
     get('logs').then((data) => { known.value = data.logs.map((one) => one.log); }, () => {});
-  }, []);
+  }, [boot.value]);
   const names = known.value.includes(log) ? known.value : [log, ...known.value];
-  return html`<${Log} key=${log} log=${log} choose=${html`<${Pick} label="Log" value=${log} options=${names.map((one) => [one, one === 'juggler' ? 'The juggler' : one])}
+  return html`<${Log} key=${`${boot.value} ${log}`} log=${log} choose=${html`<${Pick} label="Log" value=${log} options=${names.map((one) => [one, one === 'juggler' ? 'The juggler' : one])}
     onPick=${(id) => { location.hash = link('logs', [id]); }} />`} />`;
 }
 
@@ -50,7 +51,8 @@ function Log({ log, choose }) {
   const jump = (event) => {
     if (event.key !== 'Enter') return;
     const marks = [...box.current.querySelectorAll('.found')];
-    const next = (marks.findIndex((one) => one.classList.contains('here')) + (event.shiftKey ? -1 : 1) + marks.length) % marks.length;
+    const here = marks.findIndex((one) => one.classList.contains('here'));
+    const next = event.shiftKey ? (here > 0 ? here : marks.length) - 1 : (here + 1) % marks.length;
     marks.forEach((one, index) => one.classList.toggle('here', index === next));
     marks[next]?.scrollIntoView({ block: 'center' });
   };
@@ -93,7 +95,7 @@ async function follow(log, kept, failure, gone) {
       failure.value = '';
     } catch (error) {
       if (gone.aborted) return;
-      if (error.name !== 'TimeoutError') failure.value = error.message;
+      failure.value = error.message;
       await new Promise((done) => { setTimeout(done, AGAIN_MS); });
     }
   }

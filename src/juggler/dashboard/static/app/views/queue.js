@@ -94,23 +94,20 @@ const CLASSES = { light: ' · light: wakes nothing', 'held-open': ' · held open
 
 function Running() {
   const all = running.all.value;
-  const bytes = all.some((one) => one.bytes_down != null); // told by some connections only
-  return html`<${Table} label="Running requests" columns=${bytes ? [...RUNNING, ['Sent back', 'number']] : RUNNING} class="running">
-    <tbody role="rowgroup">${all.slice(0, MOST).map((one) => html`<${Active} key=${one.request} one=${one} bytes=${bytes} />`)}</tbody>
+  return html`<${Table} label="Running requests" columns=${RUNNING} class="running">
+    <tbody role="rowgroup">${all.slice(0, MOST).map((one) => html`<${Active} key=${one.request} one=${one} />`)}</tbody>
   <//>
   ${all.length > MOST && html`<p class="note more">and ${all.length - MOST} more</p>`}`;
 }
 
-function Active({ one, bytes }) {
+function Active({ one }) {
   const since = one.granted_at ?? one.arrived_at;
   const waited = (one.queue_s ?? 0) + (one.load_s ?? 0);
   return html`<${Row}>
     <${Cell} class="lead"><${Target} one=${one} more=${CLASSES[one.class]} /><//>
     <${Cell} label="Endpoint"><span class="line"><${Swatch} hue=${hueOf(one.instance)} /><${Name}>${instances.find(one.instance)?.name ?? one.endpoint}<//></span><//>
-    <${Cell} label="Runs for" class="number">${counter(now.value - since)}
-      ${one.first_byte_at && html`<span class="note">first byte after ${exact(one.first_byte_at - since)}</span>`}<//>
+    <${Cell} label="Runs for" class="number">${counter(now.value - since)}<//>
     <${Cell} label="Waited" class="number">${waited < 0.05 ? 'not at all' : exact(waited)}
       ${one.load_s > 0.05 && html`<span class="note">${exact(one.load_s)} of it loading</span>`}<//>
-    ${bytes && html`<${Cell} label="Sent back" class="number">${size(one.bytes_down)}<//>`}
   <//>`;
 }

@@ -1,9 +1,9 @@
 // Requests: where the time of each one went, the newest first; what waiting cost today, and before.
 import { get } from '../api.js';
 import { dateTime, exact, percent, plural, size, time } from '../format.js';
-import { html, useComputed, useEffect, useSignal } from '../html.js';
+import { html, useComputed, useEffect, useRef, useSignal } from '../html.js';
 import { At, Cell, Choice, Empty, Head, Icon, Name, Notice, Pick, Swatch, Table } from '../parts.js';
-import { endpoints, finished, hueOf, meta } from '../store.js';
+import { endpoints, finished, gaps, hueOf, meta } from '../store.js';
 
 const PAGE = 100;
 const OUTCOMES = [['', 'Any outcome'], ['ok', 'OK'], ['error', 'Error'], ['refused', 'Refused'], ['client_left', 'Client left'], ['cancelled', 'Cancelled']];
@@ -19,28 +19,31 @@ export default function Requests() {
   const frozen = useSignal(null); // what is shown while it stands still
   const skipped = useSignal(finished.peek().skipped); // as many were skipped when the list was fetched
   const busy = useSignal(false);
+  const newest = useRef(null); // of the calls; what others still bring comes too late
 
   const fetchPage = async (before) => {
     const query = new URLSearchParams({ limit: PAGE, ...(before && { before }), ...(endpoint.peek() && { endpoint: endpoint.peek() }), ...(outcome.peek() && { outcome: outcome.peek() }) });
     const seen = finished.peek().skipped;
-    const asked = query.toString();
-    fetchPage.last = asked;
+    const mine = {};
+    newest.current = mine;
     busy.value = true;
     try {
-      const data = await get(`requests?${asked}`);
-      if (fetchPage.last !== asked) return; // the filters have changed meanwhile
+      const data = await get(`requests?${query}`);
+      if (newest.current !== mine) return;
       fetched.value = { records: before ? [...fetched.peek().records, ...data.requests] : data.requests, more: data.more };
       if (!before) skipped.value = seen;
       failure.value = '';
     } catch (error) {
-      failure.value = error.message;
+      if (newest.current === mine) failure.value = error.message;
+    } finally {
+      if (newest.current === mine) busy.value = false;
     }
-    busy.value = false;
   };
-  useEffect(() => {
+  useEffect(() => { fetchPage(); }, [endpoint.value, outcome.value, gaps.value]);
+  const filter = (which) => (id) => {
+    which.value = id;
     fetched.value = frozen.value = null;
-    fetchPage();
-  }, [endpoint.value, outcome.value]);
+  };
 
   const all = useComputed(() => {
     const fits = (one) => (!endpoint.value || one.endpoint === endpoint.value) && (!outcome.value || one.outcome === outcome.value);
@@ -52,9 +55,9 @@ export default function Requests() {
   const missed = finished.value.skipped - skipped.value;
   return html`
     <${Head} title="Requests">
-      <${Pick} label="Endpoint" value=${endpoint.value} onPick=${(id) => { endpoint.value = id; }}
+      <${Pick} label="Endpoint" value=${endpoint.value} onPick=${filter(endpoint)}
         options=${[['', 'All endpoints'], ...endpoints.all.value.map((one) => [one.endpoint, one.endpoint])]} />
-      <${Pick} label="Outcome" value=${outcome.value} onPick=${(id) => { outcome.value = id; }} options=${OUTCOMES} />
+      <${Pick} label="Outcome" value=${outcome.value} onPick=${filter(outcome)} options=${OUTCOMES} />
       <button type="button" aria-pressed=${String(frozen.value !== null)} onClick=${() => { frozen.value = frozen.value === null ? all.value[0]?.record ?? 0 : null; }}>Pause</button>
       <${Choice} label="Shown as" options=${[['chart', 'Waterfall'], ['table', 'Table']]} value=${form.value} onPick=${(id) => { form.value = id; }} />
     <//>
@@ -71,14 +74,15 @@ export default function Requests() {
     <${Days} />`;
 }
 
+const shareOf = ({ total_s: total }, part) => (total > 0 ? percent(part / total) : '-');
+
 function Sums() {
   const today = meta.value?.today;
   if (!today?.requests) return null;
-  const share = (part) => (today.total_s > 0 ? percent(part / today.total_s) : '-');
   return html`<ul class="figures sums">
     <li><strong>${today.requests.toLocaleString()}</strong> ${today.requests === 1 ? 'request' : 'requests'} today</li>
-    <li title="Of the time that all requests took together.">waiting for loads: <strong>${share(today.loading_s)}</strong> of all request time</li>
-    <li title="Loads included; the rest was for others to finish.">waiting at all: <strong>${percent(today.share_waiting)}</strong></li>
+    <li title="Of the time that all requests took together.">waiting for loads: <strong>${shareOf(today, today.loading_s)}</strong> of all request time</li>
+    <li title="Loads included; the rest was for others to finish.">waiting at all: <strong>${shareOf(today, today.waited_s)}</strong></li>
   </ul>`;
 }
 
@@ -165,6 +169,6 @@ function Days() {
   }, []);
   return days.value.length > 0 && html`<section class="days" aria-labelledby="days-title"><h2 id="days-title">The last 30 days</h2>
     <${Table} label="The last 30 days" columns=${DAYS}><tbody role="rowgroup">${days.value.map((one) => html`<tr key=${one.day} role="row">
-      ${[one.day, one.requests.toLocaleString(), percent(one.share_waiting), one.total_s > 0 ? percent(one.loading_s / one.total_s) : '-', one.swaps, one.failures]
+      ${[one.day, one.requests.toLocaleString(), shareOf(one, one.waited_s), shareOf(one, one.loading_s), one.swaps, one.failures]
         .map((value, at) => html`<${Cell} key=${at} label=${DAYS[at][0]} class=${DAYS[at][1]}>${value}<//>`)}</tr>`)}</tbody><//></section>`;
 }

@@ -3,7 +3,7 @@ import { get } from '../api.js';
 import { dateTime, duration, hour, time } from '../format.js';
 import { html, useComputed, useEffect, useRef, useSignal } from '../html.js';
 import { At, Cell, Choice, Empty, Head, Name, Notice, State, Swatch, Table, useWidth } from '../parts.js';
-import { hueOf, instances, now, spans as live, stateOf } from '../store.js';
+import { gaps, hueOf, instances, now, spans as live, stateOf } from '../store.js';
 
 const RANGES = [['900', '15 min'], ['3600', '1 h'], ['86400', '24 h']];
 const RENEWED_S = 60; // warnings of thrashing come with the whole answer only
@@ -25,7 +25,7 @@ export default function Timeline() {
       (error) => { if (!gone.signal.aborted) failure.value = error.message; },
     );
     return () => gone.abort();
-  }, [range.value, minute.value]);
+  }, [range.value, minute.value, gaps.value]);
 
   // A long range moves on by less than a pixel a second: it is not drawn anew for that.
   const edge = useComputed(() => Math.ceil(now.value / Math.max(1, range.value / 900)) * Math.max(1, range.value / 900));
@@ -38,7 +38,7 @@ export default function Timeline() {
     <//>
     ${failure.value && html`<${Notice} tone="bad" title="The past could not be fetched.">${failure.value}<//>`}
     ${thrash.map((one) => html`<${Notice} key=${one.instances.join()} tone="warn" title="They push each other out.">
-      <bdi>${one.text}</bdi> More memory, smaller models or a longer turn would help.<//>`)}
+      <bdi>${one.text}</bdi><//>`)}
     ${shown.value.length === 0
       ? answer.value && html`<${Empty} title="Nothing happened">No instance was loaded or unloaded in this time.<//>`
       : form.value === 'chart'
@@ -59,10 +59,12 @@ function lanes(fetched, streamed, from) {
 }
 
 const NEWEST = 8;
+// What failed has a reason too, but nobody decided that.
+const gaveWay = (span) => span.why && span.decision != null;
 
 // The same reasons in words, for whoever cannot point at a marker.
 function GaveWay({ lanes }) {
-  const some = newestFirst(lanes).filter(({ span }) => span.why).slice(0, NEWEST);
+  const some = newestFirst(lanes).filter(({ span }) => gaveWay(span)).slice(0, NEWEST);
   return some.length > 0 && html`<section aria-labelledby="gave-way" class="gave-way"><h2 id="gave-way">Who gave way</h2>
     <ul>${some.map(({ lane, span }) => html`<li key=${span.span}><${At} at=${span.from_at} /><span class="line"><${Swatch} hue=${lane.hue} /><${Name}>${lane.name}<//></span>
       <bdi>${span.why}</bdi></li>`)}</ul></section>`;
@@ -135,7 +137,7 @@ function Lane({ lane, from, to, ticks, width, chosen }) {
       ${ticks.map((at) => html`<line key=${at} class="tick" x1="${share(at, from, to)}%" x2="${share(at, from, to)}%" y1="0" y2=${HEIGHT} />`)}
       ${lane.spans.map((span) => html`<${Span} key=${span.span} span=${span} name=${lane.name} from=${from} to=${to} width=${width}
         stop=${span === stop} chosen=${chosen} />`)}
-      ${lane.spans.filter((span) => span.why && span.from_at > from).map((span) => html`<svg key=${`e${span.span}`} class="mark" x="${share(span.from_at, from, to)}%" y="0" overflow="visible">
+      ${lane.spans.filter((span) => gaveWay(span) && span.from_at > from).map((span) => html`<svg key=${`e${span.span}`} class="mark" x="${share(span.from_at, from, to)}%" y="0" overflow="visible">
         <title>${span.why}</title><path d="M-4.5 0h9L0 7z" /><path class="stem" d="M0 0v${HEIGHT}" /></svg>`)}
     </svg></div>`;
 }

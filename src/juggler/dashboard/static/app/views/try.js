@@ -83,7 +83,8 @@ async function send(endpoint, { method, path, body }, trial, gone) {
     const number = (name) => (said(name) === null ? null : Number(said(name)));
     const type = said('Type') ?? '';
     tell({ phase: 'answer', headAt: seconds(), status: number('Status'), type, source: said('Source'), queue: number('Queue'), load: number('Load'), bytes: 0, text: '' });
-    const pieces = [];
+    const isJson = type.includes('json');
+    const pieces = []; // of what is looked into when it is complete: a picture, or JSON that may hold one
     const decoder = new TextDecoder();
     const stream = type.includes('event-stream') ? streamed() : null;
     let text = '';
@@ -95,11 +96,16 @@ async function send(endpoint, { method, path, body }, trial, gone) {
       if (bytes === value.length) tell({ firstAt: seconds() });
       if (type.startsWith('image/')) pieces.push(value);
       else if (stream) text = stream(decoder.decode(value, { stream: true }));
-      else text += decoder.decode(value, { stream: true });
-      tell({ bytes, text: stream ? text : text.slice(0, SHOWN_CHARS) });
+      else {
+        const piece = decoder.decode(value, { stream: true });
+        if (isJson) pieces.push(piece);
+        if (text.length < SHOWN_CHARS) text = (text + piece).slice(0, SHOWN_CHARS);
+      }
+      tell({ bytes, text });
     }
-    const picture = pieces.length ? pictureOf(await base64(new Blob(pieces))) : type.includes('json') ? pictureIn(text) : null;
-    tell({ phase: 'done', endAt: seconds(), picture, text: picture ? '' : type.includes('json') ? pretty(text) : trial.peek().text });
+    const whole = isJson ? pieces.join('') : '';
+    const picture = type.startsWith('image/') ? pictureOf(await base64(new Blob(pieces))) : isJson ? pictureIn(whole) : null;
+    tell({ phase: 'done', endAt: seconds(), picture, text: picture ? '' : isJson ? pretty(whole) : text });
   } catch (error) {
     if (gone.aborted) tell({ phase: 'cancelled', endAt: seconds() });
     else tell({ phase: 'failed', endAt: seconds(), error: trial.peek().headAt ? 'The answer ended early.' : 'The juggler does not answer.' });
@@ -111,7 +117,9 @@ function streamed() {
   let rest = '';
   let text = '';
   return (piece) => {
-    const lines = (rest + piece).split(/\r?\n/);
+    rest += piece;
+    if (!piece.includes('\n')) return text;
+    const lines = rest.split(/\r?\n/);
     rest = lines.pop();
     for (const line of lines) {
       if (line.startsWith('data:') && line.slice(5).trim() !== '[DONE]' && text.length < SHOWN_CHARS) {
