@@ -172,7 +172,7 @@ class MemoryKeeper:
         remembered = self._remembered(known)
         record = remembered.footprint if remembered is not None else None
         expected = choose(
-            Pools(dict(self._state.ledger.capacity), known.config.pool),
+            Pools(dict(self._capacity() or self._state.ledger.capacity), known.config.pool),
             declared=known.config.memory,
             declared_unloaded=known.config.memory_unloaded or None,
             learned=record.need() if record is not None and record.seen else None,
@@ -222,9 +222,17 @@ class MemoryKeeper:
             sure=sure,
         )
 
+    def updated(self, spec: InstanceSpec, config: ResolvedInstance) -> InstanceSpec:
+        """The same, ``informed`` if an instance that stays gets another declaration of its memory."""
+        known = self._known[spec.id]
+        if _declared(known.config) == _declared(config):
+            return spec
+        return self.informed(spec, replace(known, config=config))
+
     def take(self, name: InstanceId, known: Known) -> None:
         """A new instance is there, perhaps in the place of another."""
         self._known[name] = known
+        self.files.leave(name)
         remembered = self._remembered(known)
         if remembered is not None:
             self._state.instances[name].estimates.restore(remembered.times)
@@ -232,19 +240,20 @@ class MemoryKeeper:
     def forget(self, name: InstanceId) -> None:
         """An instance is no more; what was learned of it is kept, should it come back."""
         self._known.pop(name, None)
+        self.files.leave(name)
 
     def change(self, name: InstanceId, config: ResolvedInstance) -> None:
         """An instance that stays has other rules; its declared memory counts at once where that can be."""
         known, instance = self._known[name], self._state.instances[name]
         before, known.config = known.config, config
-        if (before.memory, before.memory_unloaded) == (config.memory, config.memory_unloaded):
+        if _declared(before) == _declared(config):
             return
         known.warned = False
         if self._capacity() is None:
             return
         known.outdated = instance.residency not in GONE
         if not known.outdated:
-            self._expect(name)
+            self._expect(name)  # the scheduler has it from ``updated``; this tells where it is known from
         elif config.memory is not None and not instance.attached:
             expected, _, _ = self._expected(known)
             ways, place = expected.placements, set(instance.full)
@@ -252,9 +261,12 @@ class MemoryKeeper:
             self._post(events.FootprintMeasured(self._clock.monotonic(), name, placed, expected.unloaded))
 
     def resize(self, declared: Amounts) -> None:
-        """The operator's pools have other sizes; the scheduler knows already."""
+        """The operator's pools have other sizes: what is ``informed`` from now on is for those."""
         self._declared = declared
-        for name in self._known:
+
+    def resized(self) -> None:
+        """The scheduler has the pools in their new sizes: tell it how each instance fits into them."""
+        for name in list(self._known):
             self._expect(name)
 
     def environment(self, name: InstanceId, placed: Amounts) -> Mapping[str, str]:
@@ -384,10 +396,8 @@ class MemoryKeeper:
     def gave_back(self, name: InstanceId) -> None:
         """An instance's process has ended."""
         self._left_at = self._clock.monotonic()
-        known = self._known[name]
-        if known.learner is not None:
-            self._remember(name, ended=True)
-            known.learner = None
+        self._remember(name, ended=True)
+        self._known[name].learner = None
 
     async def measure_pools(self) -> None:
         """Answer ``MeasurePools``; what an instance of ours has just given back is waited for, as before a load."""
@@ -575,6 +585,10 @@ class MemoryKeeper:
             if instance.estimates.arrivals or instance.estimates.load_samples:
                 self._remember(name, ended=False)
         await self._store.save()
+
+
+def _declared(config: ResolvedInstance) -> tuple[object, object]:
+    return config.memory, config.memory_unloaded
 
 
 def usable(pool: PoolId, total_bytes: int) -> int:

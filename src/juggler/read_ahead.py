@@ -57,6 +57,11 @@ class FileReader:
             if name != except_for:
                 task.cancel()
 
+    def leave(self, name: InstanceId) -> None:
+        """End the reading of one instance's files, if they are being read: it has others now, or is gone."""
+        if name in self._reading:
+            self._reading[name].cancel()
+
     async def look(self) -> None:
         """Tell the scheduler whose files are where, after a load has moved others out."""
         for name in list(self._state.instances):
@@ -85,4 +90,6 @@ class FileReader:
         finally:
             # Cut short by a load, it tells the share from before: how far it came is looked at when that load is done.
             self._reading.pop(name, None)
+            if self._files(name) != files:  # another configuration has taken its place
+                share, size = 0.0, 0
             self._post(events.FilesSeen(self._clock.monotonic(), name, share, size, finished=True))

@@ -126,23 +126,30 @@ class World:
     async def _successor(self, config: ResolvedConfig, instance: ResolvedInstance) -> Successor:
         backend = create(instance.settings)
         known = await self.keeper.look(instance, backend)
-        return Successor(backend, known, self.keeper.informed(_spec(config, instance, backend), known))
+        spec = _spec(config, instance, backend)
+        return self._for_its_place(config, instance, Successor(backend, known, spec))
 
     def change(self, plan: ReloadPlan, coming: Mapping[InstanceId, Successor]) -> None:
         """Take up a new configuration, in one turn of the loop."""
         config, engine = plan.config, self.engine
         state = engine.scheduler.state
         kept = {one.id: one for one in config.instances if one.id not in coming}
-        updated = [self._updated(config, kept[InstanceId(one.name)]) for one in plan.updated]
+        changing = {InstanceId(one.name) for one in plan.updated}
         for name in plan.removed:
             self._successors.pop(name, None)
+        resized = config.pools if config.pools is not None and config.pools != state.ledger.capacity else None
+        if resized is not None:
+            self.keeper.resize(resized)
+            whole = {one.id: one for one in config.instances}
+            coming = {name: self._for_its_place(config, whole[name], one) for name, one in coming.items()}
+            changing |= self._successors.keys() & kept.keys()
+        updated = [self._updated(config, one) for name, one in kept.items() if name in changing]
         for name, successor in coming.items():
             if name in state.instances:
                 self._successors[name] = successor
             else:
                 self._take(name, successor)
         engine.endpoints = _policies(config)
-        resized = config.pools if config.pools is not None and config.pools != state.ledger.capacity else None
         engine.post(
             Reconfigured(
                 engine.now(),
@@ -158,13 +165,12 @@ class World:
         for name, successor in coming.items():
             if name not in self._successors and name in plan.added:
                 self.keeper.take(name, successor.known)
-        if resized is not None:
-            self.keeper.resize(resized)
         for one in plan.updated:
             name = InstanceId(one.name)
             if name not in self._successors:
                 self.keeper.change(name, kept[name])
         if resized is not None:
+            self.keeper.resized()
             engine.measure_pools()
 
     def _updated(self, config: ResolvedConfig, instance: ResolvedInstance) -> InstanceSpec:
@@ -173,12 +179,16 @@ class World:
         if successor is not None:
             _change_settings(successor.backend, instance)
             successor.known.config = instance
-            spec = self.keeper.informed(_spec(config, instance, successor.backend), successor.known)
-            self._successors[instance.id] = replace(successor, spec=spec)
-            return spec
+            successor = self._successors[instance.id] = self._for_its_place(config, instance, successor)
+            return successor.spec
         backend = self._backends[instance.id]
         _change_settings(backend, instance)
-        return _spec(config, instance, backend)
+        return self.keeper.updated(_spec(config, instance, backend), instance)
+
+    def _for_its_place(self, config: ResolvedConfig, instance: ResolvedInstance, successor: Successor) -> Successor:
+        """With the memory that it will need in the pools as they are to be."""
+        spec = _spec(config, instance, successor.backend)
+        return replace(successor, spec=self.keeper.informed(spec, successor.known))
 
     def _moved(self) -> dict[RequestId, InstanceId]:
         """Where requests that wait go from now on; those whose endpoint is gone stay as long as their instance."""

@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import replace
 from pathlib import Path
 
-from tests.fakes.test_memory_keeper import GPU0, Machine, Modelled, instance, machine, virtually
+from tests.fakes.test_memory_keeper import GPU0, Gpu, Machine, Modelled, instance, machine, virtually
 
 from juggler.config.resolve import ResolvedInstance
 from juggler.ids import ANY_GPU, InstanceId
@@ -70,6 +70,7 @@ async def test_other_sizes_of_pools_are_counted_with(tmp_path: Path) -> None:
         policy = it.engine.scheduler.state.policy
         it.engine.post(events.Reconfigured(it.engine.now(), policy, capacity={GPU0: 12 * GIB}))
         it.keeper.resize({GPU0: 12 * GIB})
+        it.keeper.resized()
         assert it.full("a") == {GPU0: 12 * GIB}
 
 
@@ -96,3 +97,43 @@ async def test_one_that_comes_is_known_from_earlier_runs_and_one_that_goes_is_no
         await it.keeper.save()
     async with machine(tmp_path, one, sizes={"a": 4 * GIB}) as it:
         assert it.keeper.origin(A) is Origin.LEARNED
+
+
+@virtually
+async def test_a_model_that_is_to_come_is_sized_for_the_pools_to_come(tmp_path: Path) -> None:
+    async with machine(tmp_path, instance("a"), sizes={"a": GIB}, declared={GPU0: 24 * GIB}) as it:
+        one = declared(instance("a"), 30 * GIB)
+        it.keeper.resize({GPU0: 48 * GIB})
+        spec = it.keeper.updated(InstanceSpec(A, "a", {GPU0: GIB}), one)
+        assert spec.placements == ({GPU0: 30 * GIB},)
+        assert it.keeper.updated(InstanceSpec(A, "a", {GPU0: GIB}), instance("a")).placements == (), "nothing new"
+
+
+@virtually
+async def test_times_are_remembered_where_no_memory_is_measured(tmp_path: Path) -> None:
+    """Of one that was removed, too, should it come back."""
+    one = instance("a", 5 * GIB)
+    async with machine(tmp_path, one, sizes={}) as it:
+        await it.load("a")
+        await it.unload("a")
+        known = it.keeper._known[A]
+        it.keeper.gave_back(A)
+        remembered = it.keeper._remembered(known)
+        assert remembered is not None
+        assert remembered.times
+
+
+@virtually
+async def test_a_reading_for_the_model_before_says_nothing_of_the_next(tmp_path: Path) -> None:
+    def files(gpu: Gpu, backends: dict[str, Modelled]) -> None:
+        backends["a"].files = (Path("/models/a"),)
+        gpu.launcher.files["/models/a"] = (4 * 10**9, 0.5)
+
+    async with machine(tmp_path, instance("a", GIB), sizes={"a": 0}, prepare=files) as it:
+        it.keeper.files.read_ahead(A)
+        await asyncio.sleep(0)
+        known = replace(it.keeper._known[A], files=("/models/other",))
+        it.keeper.take(A, known)
+        await asyncio.sleep(1)
+        assert it.engine.scheduler.state.instances[A].cached in (None, 0.0)
+        assert it.launcher.prefetched == []

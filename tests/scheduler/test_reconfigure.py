@@ -425,3 +425,75 @@ TestReconfigured.settings = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
+
+
+def test_a_swap_under_way_lets_nobody_more_in_to_the_old_one() -> None:
+    """It drains for another model already, and requests from before that might still pass: now they go to the next."""
+    script = Script(exclusive(A, slots=1), exclusive(B))
+    script.load(A)
+    script.arrive(A)  # 2
+    script.tick(1)
+    script.arrive(A)  # 3: waits for the slot
+    script.arrive(B, max_wait_s=30.0)
+    script.tick(60)
+    assert script.at(A).residency is Residency.DRAINING
+    reconfigure(script, replaced=(exclusive(A, slots=1),))
+    assert script.end(2) == [c.StopInstance(A, 1)]
+
+
+def test_an_operators_stop_lets_nobody_more_in_either() -> None:
+    script = Script(exclusive(A, slots=1), exclusive(B))
+    script.load(A)
+    script.arrive(A)  # 2
+    script.tick(1)
+    script.arrive(A)  # 3: waits for the slot
+    script.arrive(B, max_wait_s=30.0)
+    script.tick(60)
+    script.post(e.OrderGiven(script.now, 1, A, e.OrderKind.UNLOAD))
+    assert script.end(2) == [c.StopInstance(A, 1)]
+
+
+def test_each_instance_that_gets_waiting_requests_is_looked_for() -> None:
+    """Two whose servers were not there when they were last looked for."""
+    attached = {"attaches": True, "starts": False}
+    other = InstanceId("d")
+    script = Script(exclusive(A, slots=1), exclusive(B, **attached), exclusive(other, **attached))
+    for name in (B, other):
+        script.arrive(name)
+        script.post(e.AttachMissed(script.now, name, script.at(name).generation, BackendExited("nothing is there")))
+    script.load(A)
+    script.arrive(A)  # works
+    asked = [RequestId(script.requests + 1), RequestId(script.requests + 2)]
+    for _ in asked:
+        script.arrive(A)
+    looked_for = reconfigure(script, moved={asked[0]: B, asked[1]: other})
+    assert {one.instance for one in looked_for if isinstance(one, c.AttachInstance)} == {B, other}
+
+
+def test_memory_declared_anew_for_an_attached_server_that_keeps_it() -> None:
+    """Counted when it is found, and at once if it is there; no longer once it is not declared."""
+    bare = InstanceSpec(A, "a", {GPU0: 10}, attaches=True, starts=False)
+    declared = replace(bare, footprint={GPU0: 4}, footprint_kept={GPU0: 4}, placements=({GPU0: 4},))
+    script = Script(bare, capacity={GPU0: 10})
+    reconfigure(script, updated=(declared,))
+    script.arrive(A)
+    script.post(e.InstanceReady(script.now, A, 1, attached=True))
+    held = script.scheduler.state.ledger
+    assert held.held(A) == {GPU0: 4}
+    larger = replace(declared, footprint={GPU0: 6}, footprint_kept={GPU0: 6}, placements=({GPU0: 6},))
+    reconfigure(script, updated=(larger,))
+    assert held.held(A) == {GPU0: 6}
+    reconfigure(script, updated=(replace(bare, placements=({GPU0: 10},)),))
+    assert held.held(A) == {}
+
+
+def test_pools_and_what_needs_them_change_together() -> None:
+    """Whoever waits for a model that fits the new pool as it is declared anew is not refused in between."""
+    script = Script(InstanceSpec(A, "a", {GPU0: 20}), InstanceSpec(B, "b", {GPU0: 10}), capacity={GPU0: 24})
+    script.load(B)
+    script.arrive(B)
+    script.arrive(A)
+    smaller = InstanceSpec(A, "a", {GPU0: 10}, placements=({GPU0: 10},))
+    out = reconfigure(script, updated=(smaller,), capacity={GPU0: 12})
+    assert not [one for one in out if isinstance(one, c.Reject)]
+    assert script.at(A).need() == {GPU0: 10}

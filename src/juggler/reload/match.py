@@ -20,6 +20,9 @@ RESTART_ONLY = ("temp_dir", "state_dir", "control", "history")
 """Keys at the top whose new values wait for a restart of the juggler; so does which ``memory.pools`` there are."""
 
 
+_POOLS = "memory.pools"
+
+
 @dataclass(frozen=True, slots=True)
 class Matched:
     """A new configuration in the terms of the running one."""
@@ -33,8 +36,13 @@ class Matched:
 def match(old: ResolvedConfig, new: ResolvedConfig) -> Matched:
     """See the module."""
     held, restart_for = _hold_back(old, new)
-    ids = _ids(old, held)
+    pools_wait = _POOLS in restart_for
+    ids = _ids(old, held, pools_wait=pools_wait)
     instances = tuple(_renamed(one, ids[one.id]) for one in held.instances)
+    if pools_wait:
+        # Sizes are written for pools that are not there yet: those known now stay, others are to be learned.
+        known = {one.id: one for one in old.instances}
+        instances = tuple(_with_memory_of(one, known.get(one.id)) for one in instances)
     servers = tuple(
         replace(server, endpoints=tuple(replace(one, instance=ids[one.instance]) for one in server.endpoints))
         for server in held.servers
@@ -81,11 +89,8 @@ def _hold_back(old: ResolvedConfig, new: ResolvedConfig) -> tuple[ResolvedConfig
             for one in instances
         )
     if (old.auto_pools, _names(old.pools)) != (new.auto_pools, _names(new.pools)):
-        told.append("memory.pools")
+        told.append(_POOLS)
         back |= {"pools": old.pools, "auto_pools": old.auto_pools}
-        # Sizes are written for pools that are not there yet: those known now stay, others are to be learned.
-        known = {one.id: one for one in old.instances}
-        instances = tuple(_with_memory_of(one, known.get(one.id)) for one in instances)
     return replace(new, instances=instances, **back), tuple(told)  # type: ignore[arg-type]  # each its own type
 
 
@@ -99,19 +104,23 @@ def _with_memory_of(one: ResolvedInstance, before: ResolvedInstance | None) -> R
     return replace(one, memory=before.memory, memory_unloaded=before.memory_unloaded, pool=before.pool)
 
 
-def _ids(old: ResolvedConfig, new: ResolvedConfig) -> dict[InstanceId, InstanceId]:
-    """The id of each new instance here."""
+def _ids(old: ResolvedConfig, new: ResolvedConfig, *, pools_wait: bool) -> dict[InstanceId, InstanceId]:
+    """The id of each new instance here; with ``pools_wait`` whatever pool it is to be in after a restart."""
     endpoints = {one.id: one.instance for server in old.servers for one in server.endpoints}
     left = {one.id: one for one in old.instances}
     ids: dict[InstanceId, InstanceId] = {}
 
+    def is_same(name: InstanceId, one: ResolvedInstance) -> bool:
+        before = left[name]
+        return not differing_settings(replace(before, pool=one.pool) if pools_wait else before, one)
+
     def same_served(one: ResolvedInstance) -> InstanceId | None:
         """The process that serves one of its endpoints now, if it is the same."""
-        return next((name for name in known_to(one) if not differing_settings(left[name], one)), None)
+        return next((name for name in known_to(one) if is_same(name, one)), None)
 
     def same_elsewhere(one: ResolvedInstance) -> InstanceId | None:
         """Any that is the same, and that nobody has a better claim to: its endpoint has another name now."""
-        return next((name for name, other in left.items() if not differing_settings(other, one)), None)
+        return next((name for name in left if is_same(name, one)), None)
 
     def another(one: ResolvedInstance) -> InstanceId | None:
         """One that serves one of its endpoints now, whose place another process takes."""

@@ -146,9 +146,11 @@ class DecisionPass:
     # -- 3. gates of those who must go (swaps.py decides who) --------------------------------------------------
 
     def shut(self, victim: Instance, gate: Gate) -> None:
-        """Let nobody new pass; a gate that is shut already takes the better class."""
+        """Let nobody new pass; a gate that is shut already takes the better class, or is shut for good as this one."""
         if victim.gate is None:
             self.state.move(victim, Move.SHUT, self.now)
+            victim.gate = gate
+        elif gate.hard_stop <= self.now < victim.gate.hard_stop:
             victim.gate = gate
         elif gate.priority > victim.gate.priority:  # someone better waits now: worse work passes no longer
             victim.gate = Gate(victim.gate.shut_at, victim.gate.hard_stop, gate.priority)

@@ -35,7 +35,7 @@ def on_reconfigured(state: SchedulerState, event: Reconfigured, out: list[Comman
         else:
             _retire(leaving, spec)
     for spec in event.updated:
-        _update(state.instances[spec.id], spec)
+        _update(state, state.instances[spec.id], spec)
     for spec in event.replaced:
         _retire(state.instances[spec.id], spec)
     for name in event.removed:
@@ -86,11 +86,16 @@ def _retire(instance: Instance, successor: InstanceSpec | None) -> None:
     instance.order = Order(OrderKind.RESTART, told, Retirement(successor))
 
 
-def _update(instance: Instance, spec: InstanceSpec) -> None:
+def _update(state: SchedulerState, instance: Instance, spec: InstanceSpec) -> None:
     if instance.order is not None and instance.order.retirement is not None:
         instance.order.retirement = Retirement(spec)
         return
     instance.spec = spec
+    if spec.placements:  # its memory was declared anew
+        if instance.residency in GONE:
+            state.expect(instance, spec.placements, spec.footprint_unloaded, whole=spec.whole, sure=spec.sure)
+        else:
+            state.keep(instance, spec.footprint_kept)
     _carry(instance)
 
 
@@ -116,7 +121,7 @@ def _move_requests(state: SchedulerState, event: Reconfigured) -> None:
         if waiting is None or waiting.forwarded_at is not None or waiting.instance == name:
             continue
         target = state.instances[name]
-        if not arriving and not len(target.queue):
+        if target not in arriving and not len(target.queue):
             target.attach_tried = False
         waiting = state.instances[waiting.instance].queue.remove(request)
         waiting.instance = name

@@ -451,7 +451,7 @@ class SchedulerState:
         """What a stopped instance will need."""
         instance.placements, instance.full = placements, placements[0]
         instance.whole, instance.sure = whole, sure
-        instance.kept = instance.full if instance.kept else NOTHING
+        instance.kept = instance.full if instance.spec.footprint_kept else NOTHING
         if residue is not None:
             instance.residue = residue
         self.fit_the_unknown(instance)
@@ -480,6 +480,16 @@ class SchedulerState:
                 instance.placements = (seen,)  # it does not keep to its place
             instance.placements = tuple(_as_seen(way, seen) for way in instance.placements)
             instance.full = next((way for way in instance.placements if set(way) == place), seen)
+        self._hold_anew(instance)
+
+    def keep(self, instance: Instance, kept: Amounts) -> None:
+        """What one that is up counts for if it turns out to be somebody else's, and cannot free anything."""
+        instance.kept = kept
+        if not instance.yields:
+            instance.grown = instance.grown or bool(shortage(kept, self.ledger.held(instance.id)))
+            self._hold_anew(instance)
+
+    def _hold_anew(self, instance: Instance) -> None:
         if instance.residency is Residency.UNLOADED:
             self.ledger.hold(instance.id, instance.residue)
         elif instance.residency in (Residency.STARTING, Residency.READY, Residency.DRAINING):

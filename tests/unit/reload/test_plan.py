@@ -295,3 +295,43 @@ def test_other_limits_are_a_change_in_place() -> None:
     came = planned(lambda text: text["servers"][0].update(limits={"connections": 7}))
     assert came.servers == (Change("S", ("limits",)),)
     assert came.listeners.kept == (("S", "S"), ("T", "T"))
+
+
+@pytest.mark.parametrize("pool", [None, "gpu1"])
+def test_models_that_were_renamed_keep_their_memory_while_pools_wait(pool: str | None) -> None:
+    """In this reload or in one before: they are known by other names than those in the file."""
+
+    def rename(text: Document) -> None:
+        text["servers"][0]["endpoints"][0]["name"] = "z"
+
+    def more_pools(text: Document) -> None:
+        text["memory"]["pools"]["gpu2"] = "24GiB"
+
+    base = document()
+    base["memory"]["pools"] = {"gpu0": "24GiB", "gpu1": "24GiB"}
+    if pool is not None:
+        base["servers"][0]["endpoints"][0]["pool"] = pool
+    both, renamed = copy.deepcopy(base), copy.deepcopy(base)
+    rename(renamed)
+    rename(both)
+    more_pools(both)
+    memory = config(base).instances[0].memory
+    assert memory is not None
+    for came in (plan(config(base), config(both)), plan(plan(config(base), config(renamed)).config, config(both))):
+        assert no_process_changes(came)
+        assert came.restart_for == ("memory.pools",)
+        assert (came.config.instances[0].memory, came.config.instances[0].pool) == (memory, pool)
+
+
+def test_models_that_swap_their_names_do_not_swap_their_memory() -> None:
+    base = document()
+    base["servers"][0]["endpoints"][1]["memory"] = "2GiB"
+
+    def edit(text: Document) -> None:
+        one, other = text["servers"][0]["endpoints"][:2]
+        one["name"], other["name"] = "b", "a"
+        text["memory"]["pools"]["gpu1"] = "24GiB"
+
+    came = planned(edit, base)
+    assert no_process_changes(came)
+    assert [one.memory for one in came.config.instances[:2]] == [one.memory for one in config(base).instances[:2]]
