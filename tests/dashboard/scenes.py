@@ -221,15 +221,17 @@ def busy_house() -> Json:
 def timeline(now: float) -> Json:
     """Two instances that push each other out, one that stays, one that failed; over the last 15 minutes."""
     spans: list[Json] = []
-    failed = "its start failed"
+    failed, idle = "its start failed", "idle"
 
     def lane(name: str, begin_s: float, *parts: tuple[str, float, str]) -> None:
         at = now - begin_s
         for state, lasts_s, why in parts:
             ends = None if lasts_s == 0 else at + lasts_s
+            evicted_by = why.removeprefix("evicted by ").partition(",")[0] if why.startswith("evicted") else None
             spans.append(
                 {"span": len(spans) + 1, "instance": f"Main/{name}", "state": state, "from_at": at, "to_at": ends,
-                 "why": why, "decision": len(spans) if why and why != failed else None}
+                 "why": why, "decision": len(spans) if why and why != failed else None,
+                 "evicted_by": evicted_by and f"Main/{evicted_by}"}
             )  # fmt: skip
             at = ends or at
 
@@ -242,7 +244,17 @@ def timeline(now: float) -> Json:
          *swap, ("stopping", 5, out.format("coder")), ("stopped", 120, ""), *swap, ("ready", 0, ""))  # fmt: skip
     lane("coder", 708, *swap, ("stopping", 6, out.format("vision")), ("stopped", 122, ""), *swap,
          ("stopping", 5, out.format("vision")), ("stopped", 380, ""), ("starting", 0, ""))  # fmt: skip
-    lane("sdxl", 900, ("busy", 60, ""), ("ready", 30, ""), ("unloading", 3, out.format("vision")), ("unloaded", 0, ""))
+    lane(
+        "sdxl",
+        1200,
+        ("busy", 60, ""),
+        ("unloading", 3, idle),
+        ("unloaded", 237, ""),
+        ("busy", 60, ""),
+        ("ready", 30, ""),
+        ("unloading", 3, out.format("vision")),
+        ("unloaded", 0, ""),
+    )
     lane("mixtral", 90, ("starting", 9, ""), ("stopping", 1, failed), ("failed", 0, failed))
     lane("whisper", 1800, ("stopped", 0, ""))
     return {

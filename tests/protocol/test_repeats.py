@@ -333,6 +333,7 @@ async def test_a_mistake_in_the_head_for_the_backend_is_told(
     at_once: bool, pipelined: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the request would go on its way from the callback of another connection."""
+
     def wrong(head: RequestHead, hop: Hop) -> bytes:
         if head.target == b"/bug":
             raise RuntimeError("a bug")

@@ -220,6 +220,7 @@ SCHEMAS: dict[str, Schema] = {
             "to_at": _NUMBER_OR_NULL,
             "why": _TEXT,
             "decision": _WHOLE_OR_NULL,
+            "evicted_by": _TEXT_OR_NULL,
         }
     ),
     "Timeline": obj(
@@ -297,7 +298,8 @@ SCHEMAS: dict[str, Schema] = {
             "begun": {"type": "array", "items": obj({"at": _NUMBER, "stream": _TEXT, "text": _TEXT})},
             "last": _WHOLE,
             "lost": _WHOLE,
-        }
+        },
+        {"boot": _TEXT},
     ),
     "Order": obj({"endpoint": _TEXT, "instance": _TEXT, "result": _TEXT, "done": _YES_NO}),
     "Pin": obj({"endpoint": _TEXT, "pinned": _YES_NO}),

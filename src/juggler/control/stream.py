@@ -26,8 +26,11 @@ from juggler.units import KIB, MIB, SECONDS
 _log = logging.getLogger("juggler.control")
 
 TICK_S = 0.25
-COMMENT_EVERY_S = 10 * SECONDS
-"""So long without a message a comment tells the reader that the stream is alive."""
+ALIVE_EVERY_S = 10 * SECONDS
+"""So long without a message an empty one tells the reader that the stream is alive."""
+
+_ALIVE = b"event: alive\ndata: {}\n\n"
+"""Without an id, so it changes nothing for who resumes; browsers keep comments to themselves."""
 RING_MESSAGES = 512
 RING_BYTES = 4 * MIB
 PIECE_BYTES = 64 * KIB
@@ -41,7 +44,10 @@ RESEND_AFTER_S = 5 * SECONDS
 """What only counts is told anew after this time."""
 
 _COUNTING = frozenset(
-    ("waited_s", "expected_wait_s", "expected_s", "idle_s", "load_expected_s", "waits_for", "why", "connections")
+    (
+        *("waited_s", "expected_wait_s", "expected_s", "idle_s", "load_expected_s", "retry_in_s"),
+        *("waits_for", "why", "connections"),
+    )
 )
 """Fields that change by themselves while nothing happens."""
 _KEYS = {
@@ -181,10 +187,10 @@ class EventStream:
                         continue
                 if not news.is_set() and not self._closed:
                     try:
-                        async with asyncio.timeout(COMMENT_EVERY_S):
+                        async with asyncio.timeout(ALIVE_EVERY_S):
                             await news.wait()
                     except TimeoutError:
-                        yield b":\n\n"
+                        yield _ALIVE
         finally:
             self._readers.discard(news)
             self._unwanted_since = asyncio.get_running_loop().time()
@@ -290,7 +296,10 @@ def _is_news(told: dict[object, _Told], key: object, item: Item, now: float) -> 
 
 
 def _steady(item: Item) -> Item:
-    return {name: value for name, value in item.items() if name not in _COUNTING}
+    steady = {name: value for name, value in item.items() if name not in _COUNTING}
+    if isinstance(error := steady.get("error"), dict):
+        steady["error"] = _steady(error)
+    return steady
 
 
 def _event(identity: str, name: str, data: Mapping[str, object]) -> bytes:

@@ -59,6 +59,7 @@ class Span:
             "to_at": None if self.to_at is None else round(self.to_at, 3),
             "why": self.why,
             "decision": self.decision,
+            "evicted_by": self.evicted_by,
         }
 
 

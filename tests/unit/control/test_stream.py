@@ -107,6 +107,26 @@ async def test_a_snapshot_then_what_changes(world: World) -> None:
     await reader.close()
 
 
+async def test_what_only_counts_is_not_told_each_time(world: World) -> None:
+    """Nor is the pause until a failed model is tried again; its error is, when that is another one."""
+    error: dict[str, object] = {"message": "it broke", "retry_in_s": 30.0}
+    item: dict[str, object] = {"instance": "a", "idle_s": 1.0, "error": error}
+    world.items["instances"] = [item]
+    reader = Reader(world)
+    await reader.next()
+    for number in range(3):
+        item |= {"idle_s": 2.0 + number, "error": {**error, "retry_in_s": 29.0 - number}}
+        looks = world.looks
+        async with asyncio.timeout(10):
+            while world.looks < looks + 2:
+                await asyncio.sleep(0.01)
+    item["error"] = {"message": "it broke again", "retry_in_s": 60.0}
+    identity, _, data = await reader.next()
+    assert identity == "boot-1"
+    assert data["instances"][0]["error"] == item["error"]
+    await reader.close()
+
+
 async def test_who_was_away_goes_on_where_it_was(world: World) -> None:
     first, second = Reader(world), Reader(world)
     await first.next()
@@ -235,12 +255,12 @@ async def test_nobody_looks_nothing_is_done(world: World, monkeypatch: pytest.Mo
     await again.close()
 
 
-async def test_while_nothing_happens_a_comment_shows_life(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "COMMENT_EVERY_S", 0.02)
+async def test_while_nothing_happens_an_empty_event_shows_life(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ALIVE_EVERY_S", 0.02)
     reader = Reader(world)
     await reader.next()
     async with asyncio.timeout(10):
-        assert await anext(reader._pieces) == b":\n\n"
+        assert await anext(reader._pieces) == b"event: alive\ndata: {}\n\n"
     await reader.close()
 
 

@@ -113,6 +113,7 @@ def test_a_swap_has_its_spans_and_its_reason(tmp_path: Path) -> None:
             assert unloading["why"] == "evicted by image, nothing else could make room"
             loading = next(one for one in found if one["instance"] == IMAGE)
             assert unloading["decision"] == loading["decision"]
+            assert (unloading["evicted_by"], loading["evicted_by"]) == (loading["instance"], None)
             assert loading["from_at"] >= unloading["to_at"]
             assert found[-1]["to_at"] is None
             busy = own[1]

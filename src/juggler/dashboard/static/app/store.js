@@ -38,7 +38,7 @@ function setClock(at) {
 
 setInterval(() => {
   if (clock) now.value = clock.at + (performance.now() - clock.mark) / 1000;
-  // A stream can be dead without knowing it, and the browser keeps the juggler's signs of life to itself.
+  // A stream can be dead without knowing it.
   if (!document.hidden && performance.now() - heardAt > SILENT_MS && !loginNeeded.peek()) connect();
 }, 1000);
 
@@ -132,6 +132,7 @@ export function connect() {
     };
   });
   on('spans', (data) => keep(data.spans));
+  on('alive', () => {});
 }
 
 function on(name, take) {

@@ -59,8 +59,8 @@ function lanes(fetched, streamed, from) {
 }
 
 const NEWEST = 8;
-// What failed has a reason too, but nobody decided that.
-const gaveWay = (span) => span.why && span.decision != null;
+// What failed, was idle or was sent away by hand has a reason too.
+const gaveWay = (span) => span.evicted_by != null;
 
 // The same reasons in words, for whoever cannot point at a marker.
 function GaveWay({ lanes }) {
