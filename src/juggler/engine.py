@@ -64,6 +64,7 @@ class Engine:
     ) -> None:
         self.scheduler = scheduler
         self.endpoints = dict(endpoints)
+        self.renamed: Mapping[EndpointId, EndpointId] = {}  # by the last reload, for requests that were routed before
         self.supervisors: dict[InstanceId, Supervisor] = {}
         self.keeper: MemoryKeeper | None = None
         """Knows the memory; None: only what was declared."""
@@ -212,7 +213,7 @@ class Engine:
         Raises:
             EndpointRemoved: A new configuration does not have it any more.
         """
-        policy = self.endpoints.get(endpoint)
+        policy = self.endpoints.get(endpoint) or self.endpoints.get(self.renamed.get(endpoint, endpoint))
         if policy is None:
             raise removed_error(endpoint.partition("/")[2])
         return policy

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from juggler.backends.base import Backend
 from juggler.backends.registry import create
 from juggler.clock import Clock
-from juggler.config.resolve import ResolvedConfig, ResolvedInstance
+from juggler.config.resolve import ResolvedConfig, ResolvedInstance, endpoint_id
 from juggler.engine import Engine
 from juggler.ids import EndpointId, InstanceId, RequestId
 from juggler.keeper import MemoryKeeper
@@ -121,7 +121,9 @@ class World:
         """Find out about the instances that are to come; changes nothing."""
         await self.engine.opened.wait()
         coming = {*plan.added, *(one.name for one in plan.changed)}
-        return {one.id: await self._successor(plan.config, one) for one in plan.config.instances if one.id in coming}
+        found = [one for one in plan.config.instances if one.id in coming]
+        successors = await asyncio.gather(*(self._successor(plan.config, one) for one in found))
+        return dict(zip((one.id for one in found), successors, strict=True))
 
     async def _successor(self, config: ResolvedConfig, instance: ResolvedInstance) -> Successor:
         backend = create(instance.settings)
@@ -150,6 +152,9 @@ class World:
             else:
                 self._take(name, successor)
         engine.endpoints = _policies(config)
+        engine.renamed = _renamed(plan)
+        for waiter in engine.waiters.values():
+            waiter.endpoint = engine.renamed.get(waiter.endpoint, waiter.endpoint)
         engine.post(
             Reconfigured(
                 engine.now(),
@@ -214,6 +219,17 @@ class World:
             self.keeper.take(name, successor.known)
         else:
             self.keeper.forget(name)
+
+
+def _renamed(plan: ReloadPlan) -> dict[EndpointId, EndpointId]:
+    """Endpoints whose server has another name now."""
+    names = {new: old for old, new in plan.listeners.kept if old != new}
+    return {
+        endpoint_id(names[server.name], one.name): one.id
+        for server in plan.config.servers
+        if server.name in names
+        for one in server.endpoints
+    }
 
 
 def _policies(config: ResolvedConfig) -> dict[EndpointId, EndpointPolicy]:

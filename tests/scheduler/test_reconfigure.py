@@ -497,3 +497,14 @@ def test_pools_and_what_needs_them_change_together() -> None:
     out = reconfigure(script, updated=(smaller,), capacity={GPU0: 12})
     assert not [one for one in out if isinstance(one, c.Reject)]
     assert script.at(A).need() == {GPU0: 10}
+
+
+def test_who_comes_while_the_old_one_is_cleared_away_waits_for_the_new_one() -> None:
+    """Whatever the old one failed of, and however much it needed."""
+    script = Script(InstanceSpec(A, "a", {GPU0: 10}), InstanceSpec(B, "b", {GPU0: 10}), capacity={GPU0: 12})
+    script.load(A)
+    script.post(e.ProcessExited(script.now, A, 1, BackendExited("killed")))
+    assert script.at(A).failure is not None
+    reconfigure(script, replaced=(InstanceSpec(A, "a", {GPU0: 5}),), capacity={GPU0: 6})
+    assert script.arrive(A) == []
+    assert kinds(script.gone(A)) == ["InstanceRetired", "StartInstance"]

@@ -48,6 +48,8 @@ def refusal(state: SchedulerState, instance: Instance, kind: Kind, now: float) -
         return None if answers_light(instance) else _not_ready(instance, now)
     if instance.residency not in GONE and instance.failure is None:
         return _queue_full(state, instance, now)
+    if instance.retirement is not None:
+        return _queue_full(state, instance, now)  # it waits for the one that follows, whatever became of this one
     if instance.failure is not None and now < instance.retry_at and not instance.spec.attaches:
         return _held_off(instance, now)
     return does_not_fit(state, instance) or _queue_full(state, instance, now)
