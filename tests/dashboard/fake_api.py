@@ -174,7 +174,8 @@ class FakeApi:
             self._log_news.wait_for(ready, float(query.get("wait_s", 0)))
             newer = [one for one in lines if one["seq"] > after]
             found = newer[:limit] if "after" in query else newer[-limit:]
-            return {"log": log, "lines": found, "begun": [], "last": lines[-1]["seq"] if lines else 0, "lost": 0}
+            last = lines[-1]["seq"] if lines else 0
+            return {"log": log, "lines": found, "begun": [], "last": last, "lost": 0, "boot": scenes.BOOT}
 
     def answer(self, method: str, path: str) -> tuple[int, Json]:
         given = self.answers.get(f"{method} {path}")

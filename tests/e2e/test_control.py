@@ -179,6 +179,7 @@ def test_a_failed_load_is_an_error_with_the_reason(tmp_path: Path) -> None:
         assert answer.json()["error"]["code"] == "backend_start_failed"
         log = api(juggler, "GET", "/logs/S%2Fbad").json()
         assert any("no weights here" in line["text"] for line in log["lines"])
+        assert log["boot"] == api(juggler, "GET", "/status").json()["boot"]
         assert any(one["log"] == "juggler" for one in api(juggler, "GET", "/logs").json()["logs"])
 
 

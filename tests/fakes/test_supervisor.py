@@ -799,3 +799,26 @@ def test_the_last_kill_is_bounded() -> None:
 def test_secrets_are_masked_in_the_log(argv: list[str], shown: str) -> None:
     """A log that is shown to others holds no keys."""
     assert masked_command(argv) == shown
+
+
+def test_secrets_reach_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither by the last lines of the process, nor by what a module makes of the server's answer."""
+    monkeypatch.setenv("HF_TOKEN", "inherited-1234")
+    printed = "refused: --api-key qwertz42 for inherited-1234"
+    shown = "refused: --api-key *** for ***"
+
+    async def scenario() -> None:
+        script = {"unload": [Act(error=OSError(printed)), Act(True)], "wake": [Act(error=ValueError(printed))]}
+        async with _world(FakeProgram(output=(printed,)), script=script) as world:
+            await world.ready()
+            world.supervisor.unload(1)
+            assert (await world.reports.until("unload_failed", 1)).detail == shown
+            world.supervisor.unload(1)
+            world.supervisor.wake(1)
+            error = _error(await world.reports.until("start_failed", 1))
+            assert error.message.endswith(shown)
+            assert error.log_tail == (shown,)
+            assert world.supervisor.output() == [shown]
+            await world.reports.until("stopped", 1)
+
+    run_virtual(scenario())

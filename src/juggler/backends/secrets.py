@@ -17,6 +17,8 @@ SHORTEST = 4
 """Shorter values are left alone: they would also stand in places where they are no secret."""
 
 MASK = "***"
+_NO_SECRETS = frozenset(("true", "false", "null", "none", "yes", "no", "on", "off", "auto", "enabled", "disabled"))
+"""``WEBUI_AUTH=true`` says whether there is a secret; masked, every ``true`` would be."""
 _FILE_NAME = re.compile(r"(file|path|dir|folder)s?$", re.IGNORECASE)
 
 
@@ -31,7 +33,8 @@ def secrets_of(parameters: Sequence[str], env: Mapping[str, str]) -> tuple[str, 
         elif word.startswith("-") and _is_secret(word) and position + 1 < len(words):
             found.append(words[position + 1])
     parts = {part for value in found for part in (value, *value.split(","))}
-    return tuple(sorted((part for part in parts if len(part) >= SHORTEST), key=len, reverse=True))
+    secrets = (part for part in parts if len(part) >= SHORTEST and part.lower() not in _NO_SECRETS)
+    return tuple(sorted(secrets, key=len, reverse=True))
 
 
 def value_behind_secret_name(word: str) -> str | None:

@@ -37,7 +37,7 @@ def _report(problems: Sequence[Problem | dict[str, Any]], *, as_json: bool, stat
         document: dict[str, Any] = {"ok": status == 0, "problems": rows}
         if status == 2:
             document["error"] = text
-        click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+        click.echo(json.dumps(document, indent=2))
     else:
         click.echo(text, err=status != 0)
     return status

@@ -24,7 +24,7 @@ def print_report(path: Path, *, named: bool, as_json: bool) -> int:
     config = path if named or path.exists() else None
     sections = run_interruptibly(_collect(config, as_json=as_json))
     if as_json:
-        click.echo(json.dumps(document(sections), indent=2, ensure_ascii=False))
+        click.echo(json.dumps(document(sections), indent=2))
     else:
         click.echo(summary(sections))
     return 0 if healthy(sections) else 1

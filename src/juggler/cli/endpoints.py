@@ -12,7 +12,7 @@ def print_endpoints(remote: Remote, *, as_json: bool) -> None:
     """All endpoints in the order in which they match."""
     answer = remote.call("GET", "/api/v1/endpoints", "endpoints")
     if as_json:
-        click.echo(json.dumps(answer["endpoints"], indent=2, ensure_ascii=False))
+        click.echo(json.dumps(answer["endpoints"], indent=2))
         return
     rows = [("ENDPOINT", "TYPE", "URL", "PREFIX")]
     for one in answer["endpoints"]:

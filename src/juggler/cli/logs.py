@@ -20,6 +20,8 @@ BEGUN_POLL_S = 1
 """While a line has only begun (a progress bar), to show how it goes on."""
 
 BATCH_LINES = 1000
+KEPT_LINES = 5000
+"""All that a log may hold."""
 
 _PLAIN = "\x1b[0m"
 _COLOUR = re.compile(r"\x1b\[[0-9;:]*m")
@@ -59,7 +61,10 @@ def _follow(remote: Remote, log: str, printer: "_Printer", answer: Mapping[str, 
     after = answer["lines"][-1]["seq"] if answer["lines"] else answer["last"]
     while True:
         wait_s = BEGUN_POLL_S if printer.repaints and answer["begun"] else POLL_S
+        boot = answer.get("boot")
         answer = _ask(remote, log, f"after={after}&limit={BATCH_LINES}&wait_s={wait_s}", printer, wait_s)
+        if answer.get("boot") != boot:  # another run, whose lines are counted anew
+            answer = _ask(remote, log, f"limit={KEPT_LINES}", printer)
         printer.show(answer)
         after = answer["lines"][-1]["seq"] if answer["lines"] else min(after, answer["last"])
 
@@ -107,7 +112,7 @@ class _Printer:
         if answer["lost"]:
             self._write(self._painted(f"[{answer['lost']} lines are no longer kept]", "2"))
         for line in (*answer["lines"], *(answer["begun"] if last else ())):
-            self._write(json.dumps(line, ensure_ascii=False) if self._as_json else self._text(line))
+            self._write(json.dumps(line) if self._as_json else self._text(line))
         if answer["begun"] and self.repaints:
             text = printable(_COLOUR.sub("", str(answer["begun"][-1]["text"])))
             sys.stdout.write(cut(text, terminal_size().columns - 1))

@@ -18,14 +18,15 @@ def give_orders(remote: Remote, order: str, endpoints: Sequence[str], wait_s: fl
     """``load``, ``unload``, ``stop`` or ``restart`` endpoints one after the other, each until it is done.
 
     Args:
-        wait_s: So long at most for each; 0: only say what is wanted.
+        wait_s: So long at most for each, and no longer than ``ORDER_TIMEOUT_S``; 0: only say what is wanted.
 
     Raises:
         click.exceptions.Exit: Some could not be done, or not in time.
     """
+    wait_s = min(wait_s, ORDER_TIMEOUT_S)
 
     def one(endpoint: str) -> bool:
-        path = f"/api/v1/endpoints/{segment(endpoint)}/{order}?wait_s={min(wait_s, ORDER_TIMEOUT_S):g}"
+        path = f"/api/v1/endpoints/{segment(endpoint)}/{order}?wait_s={wait_s:g}"
         with Progress(remote, endpoint):
             answer = remote.call("POST", path, "result", wait_s + STATUS_TIMEOUT_S)
         name, result = printable(answer["endpoint"]), printable(answer["result"])
@@ -68,7 +69,7 @@ def print_queue(remote: Remote, *, as_json: bool) -> None:
     """Who waits, in the order in which each instance serves them, and why."""
     answer = remote.call("GET", "/api/v1/status", "waiting")
     if as_json:
-        click.echo(json.dumps(answer["waiting"], indent=2, ensure_ascii=False))
+        click.echo(json.dumps(answer["waiting"], indent=2))
         return
     for line in queue_lines(answer, terminal_width()):
         click.echo(line)

@@ -30,7 +30,7 @@ def print_status(remote: Remote, *, as_json: bool) -> None:
     """Once."""
     status = status_of(remote)
     if as_json:
-        click.echo(json.dumps(status, indent=2, ensure_ascii=False))
+        click.echo(json.dumps(status, indent=2))
         return
     for line in status_lines(status, terminal_width()):
         click.echo(line)
@@ -42,7 +42,7 @@ def watch_status(remote: Remote, *, as_json: bool, every_s: float) -> None:
     def lines(width: int | None, height: int | None) -> list[str]:
         status = status_of(remote)
         if as_json:
-            return [json.dumps(status, ensure_ascii=False)]
+            return [json.dumps(status)]
         return status_lines(status, width)
 
     watch(lines, every_s=every_s, on_screen=not as_json)
@@ -55,7 +55,7 @@ def status_lines(status: Status, width: int | None) -> list[str]:
     lines.append("pools: " + ", ".join(_pool(one) for one in status["pools"]))
     locked = status.get("locked")
     if locked:
-        since = format_duration(now - locked["since_at"])
+        since = format_duration(max(now - locked["since_at"], 0.0))
         lines.append(f"locked for {since}: no model gives way to another until `juggler lock --off`")
     if status["shutting_down"]:
         lines.append("it is shutting down")

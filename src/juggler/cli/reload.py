@@ -24,7 +24,7 @@ def reload_config(remote: Remote, *, dry_run: bool, as_json: bool) -> int:
     path = f"/api/v1/reload?dry_run={'true' if dry_run else 'false'}"
     outcome = remote.call("POST", path, "result", TIMEOUT_S)
     if as_json:
-        click.echo(json.dumps(outcome, indent=2, ensure_ascii=False))
+        click.echo(json.dumps(outcome, indent=2))
     elif outcome["result"] == "refused":
         raise JugglerError(f"nothing was changed: {outcome['message']}", hint=outcome["hint"])
     else:

@@ -5,10 +5,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 import click
 
+from juggler import __version__
 from juggler.cli.glance import glance
 from juggler.errors import JugglerError
 
@@ -77,6 +78,8 @@ class Remote:
             connection.request(method, path, headers=self._headers())
             answer = connection.getresponse()
             document = json.loads(answer.read())
+        except RecursionError as error:  # a thousand brackets
+            raise self._not_reachable("another program does") from error
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise self._not_reachable(str(error) or type(error).__name__) from error
         finally:
@@ -96,18 +99,19 @@ class Remote:
         return document
 
     def _headers(self) -> dict[str, str]:
-        if self.key is None:
-            return {}
-        return {"Authorization": f"Bearer {self.key.encode().decode('latin-1')}"}
+        headers = {"User-Agent": f"juggler/{__version__}"}
+        if self.key is not None:
+            headers["Authorization"] = f"Bearer {self.key.encode().decode('latin-1')}"
+        return headers
 
     def _connection(self, timeout_s: float) -> http.client.HTTPConnection:
         try:
             parts = urlsplit(self.url)
             if parts.hostname and parts.scheme == "http":
-                return http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=timeout_s)
+                return http.client.HTTPConnection(parts.hostname, _port(parts, 80), timeout=timeout_s)
             if parts.hostname and parts.scheme == "https":
-                return http.client.HTTPSConnection(parts.hostname, parts.port or 443, timeout=timeout_s)
-        except ValueError:  # a port or an IPv6 address that is none
+                return http.client.HTTPSConnection(parts.hostname, _port(parts, 443), timeout=timeout_s)
+        except (ValueError, http.client.InvalidURL):  # a port, an IPv6 address or a name that is none
             pass
         raise click.UsageError(f"{self.url!r} is not an http:// or https:// address")
 
@@ -119,6 +123,10 @@ class Remote:
             else f"{self.guessed_for} cannot be read, so its control address is not known: name it by --url "
             f"(`juggler check {self.guessed_for}` says what is wrong)",
         )
+
+
+def _port(parts: SplitResult, usual: int) -> int:
+    return usual if parts.port is None else parts.port
 
 
 def _is_here(url: str) -> bool:

@@ -131,7 +131,7 @@ def _today(status: Status, width: int) -> Text:
         parts.append(_count(today["failures"], "failure"))
     share = today.get("share_waiting")
     if share is not None:
-        parts.append(f"{share:.0%} of the time spent waiting")
+        parts.append(f"{share:.0%} of the time spent waiting for loads")
     clock = time.strftime("%H:%M:%S", time.localtime(status["now_at"]))
     left = cut(", ".join(parts), max(width - 10, 1))
     return Text(left + " " * max(width - width_of(left) - 9, 1) + clock, style="dim")
@@ -240,10 +240,9 @@ def _running(running: Sequence[Status], now: float, width: int) -> Section:
             printable(one["endpoint"]),
             printable(one["client"] or "-"),
             format_duration(max(now - one["granted_at"], 0.0)),
-            "not yet" if one["first_byte_at"] is None else format_size(one.get("bytes_down") or 0),
             printable(f"{one['method']} {one['target']}"),
         )
 
-    heads = ("RUNNING", "ENDPOINT", "CLIENT", "FOR", "ANSWER", "REQUEST")
+    heads = ("RUNNING", "ENDPOINT", "CLIENT", "FOR", "REQUEST")
     ordered = sorted(running, key=lambda one: one["granted_at"])
-    return lambda room: _filled(heads, (0, 1, 3, 5), width, map(row, ordered[:room]))
+    return lambda room: _filled(heads, (0, 1, 3, 4), width, map(row, ordered[:room]))

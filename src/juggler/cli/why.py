@@ -24,7 +24,7 @@ def print_decisions(remote: Remote, endpoint: str | None, *, count: int, as_json
     document = remote.call("GET", f"/api/v1/decisions?limit={count}{query}", "decisions")
     latest = document["decisions"][-count:]
     if as_json:
-        click.echo(json.dumps(latest, indent=2, ensure_ascii=False))
+        click.echo(json.dumps(latest, indent=2))
     elif not latest:
         click.echo("Nothing was loaded or unloaded yet" + (f" for {endpoint!r}." if endpoint else "."))
     else:

@@ -4,8 +4,8 @@
 - A change from a browser has to come from our own page: ``Origin`` is this very address, ``Sec-Fetch-Site`` does not
   say otherwise (W3C Fetch Metadata). Together with the cookie's ``SameSite=Strict`` that ends cross-site requests.
 - Where a key is set, everything but the page itself, its login and the two probes needs it: as a Bearer token (RFC
-  6750) or by the cookie that the login sets. Cookies do not know ports, so the cookie's path keeps it from what
-  listens on other ports of this host.
+  6750) or by the cookie that the login sets. Cookies do not know ports: the cookie's path keeps it from what listens
+  on other ports of this host, and its name from another juggler there.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ import hmac
 import ipaddress
 import json
 import secrets
+from collections import Counter
 from collections.abc import Iterable
 from email.utils import formatdate
 from http.cookies import CookieError, SimpleCookie
@@ -23,6 +24,7 @@ from juggler.control.server import AsgiApp, Receive, Scope, Send
 from juggler.errors import BadRequest, JugglerError, TooManyGuesses, WrongKey
 
 COOKIE = "juggler_session"
+"""Its name, with the port where the browser names one."""
 COOKIE_PATH = "/api/v1"
 SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
 _OPEN_PATHS = frozenset(("/livez", "/readyz", "/api/v1/login", "/api/v1/logout"))
@@ -30,7 +32,7 @@ _KEPT_PATHS = ("/api/", "/metrics", "/openapi.json")
 """Whatever begins so needs the key; all else is the page itself, which holds nothing of anybody."""
 _WRONG_KEY_PAUSE_S = 0.5
 _GUESSES_AT_ONCE = 4
-"""Wrong keys that are being answered slowly; further ones are refused unseen, so that guessing is bounded."""
+"""Wrong keys of one client that are being answered slowly; what comes meanwhile is refused unseen, right or wrong."""
 
 _POLICY = "; ".join(
     (
@@ -67,7 +69,8 @@ class Keys:
     def __init__(self, key: str | None) -> None:
         self._key = None if key is None else key.encode()
         self._secret = secrets.token_bytes(32)
-        self._guesses = 0
+        self._guesses: Counter[str] = Counter()
+        """Under way, by whose they are."""
 
     @property
     def needed(self) -> bool:
@@ -80,22 +83,30 @@ class Keys:
     def is_session(self, value: str) -> bool:
         return hmac.compare_digest(value.encode(), self.session().encode())
 
-    async def check(self, key: str) -> None:
+    async def check(self, key: str, client: str = "") -> None:
         """Let a key pass, or take time over a wrong one.
+
+        Args:
+            client: The address that it comes from: guesses from one do not keep others out.
 
         Raises:
             WrongKey: It is not the key.
-            TooManyGuesses: Several wrong ones are being looked at.
+            TooManyGuesses: Several wrong ones from there are being looked at; this one was not.
         """
-        if self._key is None or hmac.compare_digest(key.encode("utf-8", "surrogatepass"), self._key):
+        if self._key is None:
             return
-        if self._guesses >= _GUESSES_AT_ONCE:
+        client = _network(client)
+        if self._guesses[client] >= _GUESSES_AT_ONCE:
             raise TooManyGuesses("too many wrong keys at once", hint="wait a second", retry_after_s=1)
-        self._guesses += 1
+        if hmac.compare_digest(key.encode("utf-8", "surrogatepass"), self._key):
+            return
+        self._guesses[client] += 1
         try:
             await asyncio.sleep(_WRONG_KEY_PAUSE_S)
         finally:
-            self._guesses -= 1
+            self._guesses[client] -= 1
+            if not self._guesses[client]:
+                del self._guesses[client]
         raise WrongKey("that is not the admin key", hint="it is `control.key` in the configuration")
 
 
@@ -144,7 +155,7 @@ class Guard:
             _check_origin(fields, host)
         path = scope["path"]
         if self._keys.needed and path.startswith(_KEPT_PATHS) and path not in _OPEN_PATHS:
-            await self._check_key(fields)
+            await self._check_key(fields, host, client_of(scope))
 
     def _is_ours(self, host: str) -> bool:
         if not host:
@@ -160,22 +171,45 @@ class Guard:
             return False
         return True  # nobody can point an address elsewhere
 
-    async def _check_key(self, fields: dict[bytes, bytes]) -> None:
+    async def _check_key(self, fields: dict[bytes, bytes], host: str, client: str) -> None:
         scheme, _, given = fields.get(b"authorization", b"").decode("latin-1").partition(" ")
         if scheme.lower() == "bearer":
-            await self._keys.check(given.strip())
+            await self._keys.check(given.strip(), client)
             return
         cookie = SimpleCookie()
         try:
             cookie.load(fields.get(b"cookie", b"").decode("latin-1"))
         except CookieError:
             pass
-        session = cookie.get(COOKIE)
+        session = cookie.get(cookie_name(host))
         if session is None or not self._keys.is_session(session.value):
             raise WrongKey(
                 "this needs the admin key",
                 hint="log in on the page, or send `Authorization: Bearer KEY` (`juggler --key`, JUGGLER_KEY)",
             )
+
+
+def client_of(scope: Scope) -> str:
+    """The address that a request comes from; empty where that is not known."""
+    client = scope.get("client")
+    return str(client[0]) if client else ""
+
+
+def cookie_name(host: str) -> str:
+    """The name of the cookie of who reaches us under this ``Host``."""
+    port = host.rpartition(":")[2]
+    return f"{COOKIE}_{port}" if ":" in host and port.isascii() and port.isdigit() else COOKIE
+
+
+def _network(client: str) -> str:
+    """The address, or the half of an IPv6 address that one customer has all of."""
+    try:
+        address = ipaddress.ip_address(client.partition("%")[0])
+    except ValueError:
+        return client
+    if isinstance(address, ipaddress.IPv4Address):
+        return client
+    return str(address.ipv4_mapped or ipaddress.ip_network((int(address) >> 64 << 64, 64)))
 
 
 def _check_origin(fields: dict[bytes, bytes], host: str) -> None:

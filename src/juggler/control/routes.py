@@ -16,7 +16,7 @@ from starlette.routing import Route
 from juggler.config.jsonschema import build_schema
 from juggler.control.connect import connections
 from juggler.control.decisions import decisions
-from juggler.control.guard import COOKIE, COOKIE_PATH, Keys
+from juggler.control.guard import COOKIE_PATH, Keys, client_of, cookie_name
 from juggler.control.openapi import document
 from juggler.control.snapshot import Snapshots
 from juggler.control.steering import seconds
@@ -138,7 +138,12 @@ class Routes:
             instance = self._subject.steering.instance_of(self._subject.steering.endpoint(wanted))
         kept = decisions(self._subject.engine, self._subject.engine.now(), instance)
         limit = _count(query, "limit", 1000, 1000)
-        return _json({"decisions": kept[-limit:], "made": self._subject.engine.scheduler.state.decisions_made})
+        return _json(
+            {
+                "decisions": kept[max(len(kept) - limit, 0) :],
+                "made": self._subject.engine.scheduler.state.decisions_made,
+            }
+        )
 
     # -- what was recorded -------------------------------------------------------------------------------------
 
@@ -186,7 +191,7 @@ class Routes:
         ansi = _truth(query, "ansi")
         if after is not None and wait_s:
             await logs.wait(name, after, wait_s)
-        return _json(logs.read(name, after, limit, since_s, ansi=ansi))
+        return _json({**logs.read(name, after, limit, since_s, ansi=ansi), "boot": self._snapshots.boot})
 
     # -- orders ------------------------------------------------------------------------------------------------
 
@@ -267,15 +272,17 @@ class Routes:
             given = None
         if not isinstance(given, dict) or not isinstance(given.get("key"), str):
             raise BadRequest('a login is a JSON object: {"key": "..."}', code="bad_body")
-        await self._keys.check(given["key"])
+        await self._keys.check(given["key"], client_of(request.scope))
         answer = _json({"key_needed": self._keys.needed})
         if self._keys.needed:
-            answer.set_cookie(COOKIE, self._keys.session(), path=COOKIE_PATH, httponly=True, samesite="strict")
+            name = cookie_name(request.headers.get("host", ""))
+            answer.set_cookie(name, self._keys.session(), path=COOKIE_PATH, httponly=True, samesite="strict")
         return answer
 
     async def _logout(self, request: Request) -> Response:
         answer = _json({"key_needed": self._keys.needed})
-        answer.delete_cookie(COOKIE, path=COOKIE_PATH, httponly=True, samesite="strict")
+        name = cookie_name(request.headers.get("host", ""))
+        answer.delete_cookie(name, path=COOKIE_PATH, httponly=True, samesite="strict")
         return answer
 
 

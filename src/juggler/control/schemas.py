@@ -298,8 +298,8 @@ SCHEMAS: dict[str, Schema] = {
             "begun": {"type": "array", "items": obj({"at": _NUMBER, "stream": _TEXT, "text": _TEXT})},
             "last": _WHOLE,
             "lost": _WHOLE,
-        },
-        {"boot": _TEXT},
+            "boot": _TEXT,
+        }
     ),
     "Order": obj({"endpoint": _TEXT, "instance": _TEXT, "result": _TEXT, "done": _YES_NO}),
     "Pin": obj({"endpoint": _TEXT, "pinned": _YES_NO}),

@@ -28,7 +28,7 @@ class Snapshots:
 
     def __init__(self, subject: Subject, boot: str) -> None:
         self._subject = subject
-        self._boot = boot
+        self.boot = boot
         self._started_at = time.time()
         self._asleep: dict[InstanceId, tuple[object, Item]] = {}
         """What was told of instances that do nothing, and what that came from: of fifty models one or two work."""
@@ -41,7 +41,7 @@ class Snapshots:
         subject = self._subject
         return {
             "version": __version__,
-            "boot": self._boot,
+            "boot": self.boot,
             "now_at": round(time.time(), 3),
             "started_at": round(self._started_at, 3),
             **self.scalars(),

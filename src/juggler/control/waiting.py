@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable
 
 from juggler.engine import Engine
+from juggler.history.records import shown_target, text_of
 from juggler.leases import EngineLease
 from juggler.scheduler.events import Kind
 from juggler.scheduler.explain import outlook
@@ -16,7 +17,6 @@ from juggler.scheduler.value import work_s
 
 LISTED_MAX = 500
 """Requests of each list; with more in the queues nobody reads them all, and the counts are told anyway."""
-TARGET_SHOWN = 200
 
 Item = dict[str, object]
 
@@ -64,7 +64,7 @@ def _waiting(engine: Engine, one: Waiting, position: int, why: str, expected_s: 
         "request": one.id,
         "endpoint": asked.endpoint if asked is not None else one.instance,
         "method": info.method.decode("latin-1") if info is not None else None,
-        "target": _shown(info.target) if info is not None else None,
+        "target": shown_target(text_of(info.target)) if info is not None else None,
         "client": info.client if info is not None else one.client,
         "kind": "load" if one.kind is Kind.LOAD else "work",
         "priority": one.priority,
@@ -91,7 +91,7 @@ def _running(leases: Iterable[EngineLease], offset: float) -> Iterable[Item]:
             "endpoint": lease.endpoint,
             "instance": lease.instance,
             "method": lease.info.method.decode("latin-1"),
-            "target": _shown(lease.info.target),
+            "target": shown_target(text_of(lease.info.target)),
             "client": lease.info.client,
             "class": lease.route.traffic.value,
             "arrived_at": round(lease.arrived_at + offset, 3),
@@ -99,11 +99,6 @@ def _running(leases: Iterable[EngineLease], offset: float) -> Iterable[Item]:
             "queue_s": round(lease.queue_s, 3),
             "load_s": round(lease.load_s, 3),
         }
-
-
-def _shown(target: bytes) -> str:
-    text = target.decode("utf-8", "replace")
-    return text if len(text) <= TARGET_SHOWN else text[: TARGET_SHOWN - 1] + "…"
 
 
 def plain_amounts(amounts: Amounts) -> dict[str, int]:

@@ -16,6 +16,8 @@ from juggler.routing.traffic import TrafficClass
 TARGET_CHARS_MAX = 200
 METHOD_CHARS_MAX = 20
 CLIENT_CHARS_MAX = 80
+_TARGET_CHARS_READ = 2 * TARGET_CHARS_MAX
+"""The search for secrets takes the square of this."""
 
 OUTCOMES = ("ok", "client_left", "error", "refused", "cancelled")
 """See ``outcome_of``."""
@@ -25,7 +27,9 @@ WORKS = frozenset({TrafficClass.WORK, TrafficClass.START})
 
 _NOTHING = ExchangeResult()
 
-_SECRET = re.compile(r"(?i)([?&;][^=&;]*(?:key|token|secret|passw|auth|sign?ature|credential|sig)[^=&;]*=)[^&;]*")
+_SECRET = re.compile(
+    r"(?i)([?&;][^=&;]*(?:key|token|secret|passw|auth|sign?ature|credential|sig|pwd?(?==))[^=&;]*=)[^&;]*"
+)
 
 
 @dataclass(slots=True)
@@ -119,8 +123,8 @@ def record_of(
         ended.request,
         facts.endpoint,
         ended.instance,
-        _text(ended.info.method)[:METHOD_CHARS_MAX],
-        shown_target(_text(ended.info.target)),
+        text_of(ended.info.method)[:METHOD_CHARS_MAX],
+        shown_target(text_of(ended.info.target)),
         ended.info.client[:CLIENT_CHARS_MAX],
         ended.route.traffic.value,
         ended.arrived_at + wall_offset_s,
@@ -161,10 +165,13 @@ def _error_of(ended: EndedRequest) -> str | None:
 
 def shown_target(target: str) -> str:
     """Path and query as they may be shown and kept."""
-    if "?" in target:
-        target = _SECRET.sub(r"\1***", target)
-    return target if len(target) <= TARGET_CHARS_MAX else target[: TARGET_CHARS_MAX - 1] + "…"
+    shown = target[:_TARGET_CHARS_READ]
+    if "?" in shown:
+        shown = _SECRET.sub(r"\1***", shown)
+    whole = len(target) <= _TARGET_CHARS_READ and len(shown) <= TARGET_CHARS_MAX
+    return shown if whole else shown[: TARGET_CHARS_MAX - 1] + "…"
 
 
-def _text(value: bytes) -> str:
+def text_of(value: bytes) -> str:
+    """What a client sent as text."""
     return value.decode("utf-8", "backslashreplace")

@@ -14,7 +14,7 @@ from dataclasses import astuple, dataclass, field, fields
 from operator import attrgetter
 from pathlib import Path
 
-from juggler.history.database import LEAST_BYTES, LOG_BYTES, Unusable, open_database, set_aside, used_bytes
+from juggler.history.database import LEAST_BYTES, LOG_BYTES, Unusable, damaged, open_database, set_aside, used_bytes
 from juggler.history.limits import HistoryLimits
 from juggler.history.records import COLUMNS, RequestRecord
 from juggler.history.series import Sample
@@ -92,6 +92,8 @@ class HistoryStore:
         self._complaint: int | None = None
         """The level at which it was said that the disk fails; None: it does not."""
         self._warn_at = 0.0
+        self._damages = 0
+        """How often in a row writing has told of damage: opening a file does not find all that there may be."""
         self._counts: dict[str, int] = {}
         """Rows of each table, as far as known."""
         self._thread = threading.Thread(target=self._run, name="history writer", daemon=True)
@@ -167,9 +169,11 @@ class HistoryStore:
             connection = self._opened()
             if pending:
                 self._write(connection, pending)
+                self._damages = 0
                 pending.clear()
                 self._prune_bytes(connection)
         except Exception as error:  # the thread goes on, whatever it was
+            self._damages += isinstance(error, sqlite3.Error) and damaged(error)
             self._fail(error)
             if not _of_disk(error):
                 self._drop(pending)  # it is the rows: they would fail for ever
@@ -184,16 +188,36 @@ class HistoryStore:
     def _opened(self) -> sqlite3.Connection:
         if self._connection is None:
             try:
-                connection = self._opener(self.path)
+                connection = self._usable()
             except Unusable as error:
                 aside = set_aside(self.path)
                 _log.warning("%s cannot be used, %s: it was renamed to %s", self.path, error, aside.name)
+                self._damages = 0
                 connection = self._opener(self.path)
             self._connection = connection
             if self._on_opened is not None:
                 self._on_opened(connection)
                 self._on_opened = None
         return self._connection
+
+    def _usable(self) -> sqlite3.Connection:
+        """The file, opened; where writing told of damage, its indexes are made anew, and if that did not help, not.
+
+        Raises:
+            Unusable: See there.
+        """
+        if self._damages > 1:
+            raise Unusable("it is damaged")
+        connection = self._opener(self.path)
+        try:
+            if self._damages:
+                connection.execute("REINDEX")
+        except sqlite3.DatabaseError as error:
+            connection.close()
+            if damaged(error) or isinstance(error, sqlite3.IntegrityError):
+                raise Unusable(f"it is damaged: {error}") from error
+            raise
+        return connection
 
     def _fail(self, error: Exception) -> None:
         self.up = False

@@ -10,11 +10,11 @@ import re
 from collections.abc import Sequence
 
 from juggler.backends.base import Backend, Caller, ProbeResult
-from juggler.backends.secrets import redacted
 from juggler.clock import Clock
 from juggler.errors import BackendExited, ReadyTimeout, StartFailed
 from juggler.lifecycle.launcher import ExitReport, LaunchHandle
 from juggler.lifecycle.waiting import ProcessEnded, unless_ended
+from juggler.logs.launches import shown_output
 from juggler.units import SECONDS, format_duration
 
 FIRST_PAUSE_S = 0.010 * SECONDS
@@ -82,13 +82,13 @@ async def wait_until_ready(
             hint="stop the other program, or let the juggler choose another port",
             endpoint=backend.settings.endpoint_name,
             phase="starting",
-            log_tail=redacted(handle.output(LOG_TAIL_LINES), backend.secrets),
+            log_tail=shown_output(handle.output(LOG_TAIL_LINES), backend.secrets),
         )
 
 
 async def start_ended(backend: Backend, handle: LaunchHandle, report: ExitReport) -> StartFailed:
     """The error for a process that ended before it was ready: ``PortTaken`` if it complains about its address."""
-    log_tail = redacted(await settled_output(handle), backend.secrets)
+    log_tail = shown_output(await settled_output(handle), backend.secrets)
     error = PortTaken if address_in_use(log_tail) else StartFailed
     return error(
         _sentence(backend, f"ended with {_how(report)} before it was ready", log_tail),
@@ -102,7 +102,7 @@ async def start_ended(backend: Backend, handle: LaunchHandle, report: ExitReport
 
 async def unexpected_end(backend: Backend, handle: LaunchHandle, report: ExitReport) -> BackendExited:
     """The error for a process that ended while it should have served."""
-    log_tail = redacted(await settled_output(handle), backend.secrets)
+    log_tail = shown_output(await settled_output(handle), backend.secrets)
     return BackendExited(
         _sentence(backend, f"ended unexpectedly with {_how(report)}", log_tail),
         hint=hint_of(backend, log_tail),
@@ -166,7 +166,7 @@ async def _poll(backend: Backend, caller: Caller) -> ProbeResult:
 
 
 def _timed_out(backend: Backend, handle: LaunchHandle, waited_s: float) -> ReadyTimeout:
-    log_tail = redacted(handle.output(LOG_TAIL_LINES), backend.secrets)
+    log_tail = shown_output(handle.output(LOG_TAIL_LINES), backend.secrets)
     return ReadyTimeout(
         _sentence(backend, f"was not ready after {format_duration(waited_s)}", log_tail),
         hint=hint_of(backend, log_tail) or "raise start_timeout if the model only needs longer to load",

@@ -27,7 +27,6 @@ from typing import Any, TypeVar
 
 from juggler.backends.base import Address, Backend
 from juggler.backends.command_line import find_program
-from juggler.backends.secrets import redacted
 from juggler.clock import Clock
 from juggler.errors import BackendError, InvalidTransition, ReadyTimeout, StartFailed
 from juggler.ids import InstanceId
@@ -46,8 +45,7 @@ from juggler.lifecycle.reports import Reports, as_backend_error, log_failure, ma
 from juggler.lifecycle.target_watch import TargetWatch
 from juggler.lifecycle.waiting import ProcessEnded, settle, succeeded, unless_ended
 from juggler.logs.book import Logs
-from juggler.logs.launches import LaunchLog
-from juggler.logs.masking import Masker
+from juggler.logs.launches import LaunchLog, shown_output
 from juggler.units import SECONDS, format_duration
 
 PORT_ATTEMPTS = 4
@@ -215,7 +213,7 @@ class Supervisor:
 
     def output(self, lines: int = LOG_TAIL_LINES) -> list[str]:
         """The last lines of the latest process, oldest first; also after its end."""
-        return redacted(self._handle.output(lines), self._backend.secrets) if self._handle is not None else []
+        return shown_output(self._handle.output(lines), self._backend.secrets) if self._handle is not None else []
 
     @property
     def generation(self) -> int | None:
@@ -357,7 +355,7 @@ class Supervisor:
         async with asyncio.timeout(RESERVE_LIMIT_S):
             address = await self._launcher.reserve()
         plan = await planned(self._backend, address, {**self._environ, **self._placement})
-        command = Masker(self._backend.secrets).mask(masked_command(plan.argv))
+        command = self._shown(masked_command(plan.argv))
         _log.info("starting %s: %s", self.instance, command)
         spawning = asyncio.create_task(
             self._launcher.start(f"{self.instance}#{generation}", plan, address), name=f"{self.instance} spawn"
@@ -469,7 +467,8 @@ class Supervisor:
             ProcessEnded: It did, meanwhile.
         """
         await self._save(launch)
-        return await unload_problem(self._backend, launch.handle, launch.caller)
+        problem = await unload_problem(self._backend, launch.handle, launch.caller)
+        return None if problem is None else self._shown(problem)
 
     async def _probe_busy(self, launch: _Launch) -> None:
         asking = unless_ended(launch.handle, self._backend.busy(launch.caller), "busy")
@@ -580,4 +579,12 @@ class Supervisor:
         await run_hook(self._backend, launch.handle, work, name)
 
     def _as_backend_error(self, error: Exception, what: str) -> BackendError:
-        return as_backend_error(error, self._backend, what, self.output() if self._launch is not None else ())
+        told = as_backend_error(error, self._backend, what, self.output() if self._launch is not None else ())
+        told.message = self._shown(told.message)
+        told.log_tail = tuple(shown_output(told.log_tail, self._backend.secrets))
+        told.args = (told.message,)
+        return told
+
+    def _shown(self, text: str) -> str:
+        """A sentence of ours, which may quote what the backend answered."""
+        return shown_output([text], self._backend.secrets, cut=False)[0]

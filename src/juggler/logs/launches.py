@@ -1,12 +1,13 @@
 """One instance's log as its owner writes it: what its processes print, between lines of ours."""
 
+import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from juggler.lifecycle.launcher import ExitReport
 from juggler.lifecycle.output import CUT_MARK, ESCAPES
-from juggler.logs.masking import Masker
+from juggler.logs.masking import Masker, inherited_secrets
 from juggler.logs.ring import LogRing, Stream
 
 FLOOD_LINES = 5000
@@ -79,10 +80,7 @@ class LaunchLog:
             self._flood.skipped = 0
 
     def _clean(self, text: str, *, cut: bool = False) -> str:
-        text = only_colours(text)
-        if cut and text.endswith(CUT_MARK):
-            return self._masker.mask(text.removesuffix(CUT_MARK), cut=True) + CUT_MARK
-        return self._masker.mask(text, cut=cut)
+        return _masked(self._masker, only_colours(text), cut=cut)
 
 
 class _Flood:
@@ -103,6 +101,23 @@ class _Flood:
             return False
         self.skipped += 1
         return True
+
+
+def shown_output(lines: Iterable[str], secrets: Sequence[str], *, cut: bool = True) -> list[str]:
+    """What a program printed, or what was made of it, for others to read: masked as in its log.
+
+    Args:
+        secrets: The words of its own that must not be seen; those of our environment are masked too.
+        cut: Lines may have only begun, and may end within a secret.
+    """
+    masker = Masker((*secrets, *inherited_secrets(os.environ)))
+    return [_masked(masker, line, cut=cut) for line in lines]
+
+
+def _masked(masker: Masker, text: str, *, cut: bool) -> str:
+    if cut and text.endswith(CUT_MARK):
+        return masker.mask(text.removesuffix(CUT_MARK), cut=True) + CUT_MARK
+    return masker.mask(text, cut=cut)
 
 
 def only_colours(text: str) -> str:

@@ -48,17 +48,22 @@ _ASSIGNED_VALUE = re.compile(
 )
 _VARIABLE_VALUE = re.compile(rf"=({_QUOTED}|[^\s\"'\x1b]+)")
 _HEADER = re.compile(
-    r"authorization['\"]?\s*[:=,]\s*['\"]?((?:(?:bearer|basic|token|apikey)\s+)?)([^\s\"',;)\]}\x1b]+)"
+    r"authorization['\"]?\s*[:=,]\s*(?:b?['\"])?((?:(?:bearer|basic|token|apikey|negotiate|ntlm)\s+)?)"
+    r"((?:digest|hawk|oauth|aws4-hmac-sha256)\s[^\x1b]+|[^\s\"',;)\]}\x1b]+)"
 )
+"""Schemes of many parts are masked to the end of the line."""
+_COOKIE = re.compile(r"cookie['\"]?\s*[:,]\s*(?:b?['\"])?()([\w!#$%&*+.^`|~-]{1,128}=[^\"'\x1b]+)")
 _BEARER = re.compile(r"bearer\s+()((?=[^\s]*\d)[a-z0-9._~+/=-]{8,})")
-_USERINFO = re.compile(r"://()([^\s/@\"'<>?#\x1b]+)(?=@)")
+_USERINFO = re.compile(r"://()(?![@\[])([^\s/\"'<>?#:\x1b]*(?::(?!\d{1,5}[/?#])[^\s\"'<>\x1b]{1,128})?)(?=@)")
+"""To the last ``@``: passwords have ``@`` and ``/`` in them too. A port and a path behind it are none."""
 _QUERY = re.compile(
-    r"[?&](?:api[-_]?key|key|token|access[-_]token|auth|secret|password|sig|signature|"
+    r"[?&](?:api[-_]?key|key|token|access[-_]token|auth|secret|password|passwd|pwd?|sig|signature|"
+    r"client[-_]secret|refresh[-_]token|id[-_]token|"
     r"x-amz-(?:signature|credential|security-token))=()([^\s&\"'<>#\x1b]+)"
 )
 _TOKEN = re.compile(
     r"(?:hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|gh[opsur]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|nvapi-[\w-]{20,}|"
-    r"AIza[\w-]{30,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*)"
+    r"AIza[\w-]{30,}|eyJ[\w-]{8,600}\.[\w-]{8,}\.[\w-]*)"
 )
 _BEFORE_TOKEN = re.compile(r"(?:[A-Za-z0-9_-]|(?P<colour>\x1b\[[0-9;:]*m))\Z")
 _NO_VALUES = frozenset(
@@ -121,6 +126,8 @@ def without_keys(text: str) -> str:
         spans += _named(text, lowered)
         if "authorization" in lowered:
             spans += [match.span(2) for match in _HEADER.finditer(lowered)]
+    if "cookie" in lowered:
+        spans += [match.span(2) for match in _COOKIE.finditer(lowered)]
     if "bearer" in lowered:
         spans += [match.span(2) for match in _BEARER.finditer(lowered)]
     if "://" in lowered and "@" in lowered:

@@ -40,20 +40,17 @@ def summary(reloader: Reloader, config: ResolvedConfig) -> dict[str, object]:
 def report(reloader: Reloader, config: ResolvedConfig) -> dict[str, object]:
     """The same with the text and the problems of the file, and what is in effect; secrets masked."""
     running, secrets = reloader.running, _secrets_now(reloader, config)
-    effective = json.loads(redacted([json.dumps(_plain(config), ensure_ascii=False)], secrets)[0])
     return {
         **summary(reloader, config),
-        "text_masked": without_keys(redacted([running.text], secrets)[0]) if running is not None else None,
-        "effective": effective,
+        "text_masked": _shown(running.text, secrets) if running is not None else None,
+        "effective": _plain(config, secrets),
         "problems": [_masked(one.as_dict(), secrets) for one in running.warnings] if running is not None else [],
     }
 
 
 def _masked(problem: Mapping[str, object], secrets: Sequence[str]) -> dict[str, object]:
     """Without what is known to be secret; without its line, if that names something that may be."""
-    told = {
-        key: without_keys(redacted([one], secrets)[0]) if isinstance(one, str) else one for key, one in problem.items()
-    }
+    told = {key: _shown(one, secrets) if isinstance(one, str) else one for key, one in problem.items()}
     if any(SECRET_NAME.search(word) for word in _WORDS.findall(str(told.get("excerpt", "")))):
         told["excerpt"] = ""
     return told
@@ -77,19 +74,19 @@ def _secrets(configs: Sequence[ResolvedConfig]) -> list[str]:
     return sorted(found, key=len, reverse=True)
 
 
-def _plain(value: object) -> object:
-    """Data of the program as JSON knows it."""
+def _plain(value: object, secrets: Sequence[str]) -> object:
+    """Data of the program as JSON knows it, its texts masked."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = dataclasses.fields(value)
-        return {one.name: _plain(getattr(value, one.name)) if one.repr else MASK for one in fields}
+        return {one.name: _plain(getattr(value, one.name), secrets) if one.repr else MASK for one in fields}
     if isinstance(value, dict):
-        return {str(key): _plain(one) for key, one in value.items()}
-    if isinstance(value, str):
-        return without_keys(value)
+        return {_shown(str(key), secrets): _plain(one, secrets) for key, one in value.items()}
     if isinstance(value, int | float | bool) or value is None:
         return value
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, Iterable):
-        return [_plain(one) for one in value]
-    return str(value)
+    if isinstance(value, Iterable) and not isinstance(value, str | Path):
+        return [_plain(one, secrets) for one in value]
+    return _shown(str(value), secrets)
+
+
+def _shown(text: str, secrets: Sequence[str]) -> str:
+    return without_keys(redacted([text], secrets)[0])

@@ -3,6 +3,7 @@
 Only files that carry our mark are overwritten or removed. What is done is said, with the commands that undo it.
 """
 
+import contextlib
 import getpass
 import os
 import shutil
@@ -37,6 +38,8 @@ class Written:
     after: tuple[tuple[str, ...], ...]
     """Once the file is gone again."""
     hints: tuple[str, ...]
+    before: tuple[tuple[str, ...], ...] = ()
+    """What makes it forget an earlier one; fails where there is none."""
 
 
 def wanted(config: Path, *, system: bool = False, platform: str = sys.platform) -> Written:
@@ -66,6 +69,7 @@ def wanted(config: Path, *, system: bool = False, platform: str = sys.platform) 
             (("launchctl", "bootout", f"gui/{_uid()}/{LABEL}"),),
             (),
             (f"its log: {log}", f"start it anew: launchctl kickstart -k gui/{_uid()}/{LABEL}"),
+            (("launchctl", "bootout", f"gui/{_uid()}/{LABEL}"),),
         )
     if platform == "win32":
         path = Path(os.environ.get("LOCALAPPDATA", str(Path.home()))) / LABEL / f"{LABEL}.xml"
@@ -100,7 +104,8 @@ def _systemd(command: Sequence[str], directory: str, *, system: bool) -> Written
     return Written(
         path,
         systemd_unit(command, directory, system=system).encode(),
-        (("systemctl", *user, "daemon-reload"), ("systemctl", *user, "enable", "--now", name)),
+        # restart, not --now: one that runs already goes on with what was installed before.
+        tuple(("systemctl", *user, *words) for words in (("daemon-reload",), ("enable", name), ("restart", name))),
         (("systemctl", *user, "disable", "--now", name),),
         (("systemctl", *user, "daemon-reload"),),
         tuple(hints),
@@ -112,7 +117,7 @@ def _uid() -> int:
 
 
 def install(service: Written, *, force: bool = False) -> None:
-    """Write the file and have it taken up; without the service manager, nothing is written.
+    """Write the file and have it taken up, also by one that runs; without the service manager, nothing is written.
 
     Args:
         force: Also over a file that was not written by this program.
@@ -132,6 +137,8 @@ def install(service: Written, *, force: bool = False) -> None:
         temporary.replace(service.path)
     except OSError as error:
         raise ServiceError(f"{service.path} cannot be written: {error.strerror or error}") from error
+    for command in service.before:
+        _run_if_possible(command)
     for command in service.then:
         _run(command)
 
@@ -176,6 +183,11 @@ def _check_manager(service: Written) -> None:
             f"there is no {program} here: this system (a container?) is not run by it",
             hint="`juggler service install --print` shows what would be written; run `juggler serve` some other way",
         )
+
+
+def _run_if_possible(command: Sequence[str]) -> None:
+    with contextlib.suppress(ServiceError):
+        _run(command)
 
 
 def _run(command: Sequence[str]) -> None:

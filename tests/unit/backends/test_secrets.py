@@ -28,6 +28,12 @@ def test_what_is_too_short_to_be_one() -> None:
     assert secrets_of(["--token"], {}) == ()
 
 
+def test_what_only_says_whether_there_is_one() -> None:
+    """Masking "true" would spoil every line too."""
+    env = {"WEBUI_AUTH": "true", "HF_TOKEN": "None", "API_KEY": "disabled"}
+    assert secrets_of(["--auth", "False"], env) == ()
+
+
 def test_lines() -> None:
     assert redacted(["args: --api-key abcd1234", "ok"], ("abcd1234",)) == ["args: --api-key ***", "ok"]
 

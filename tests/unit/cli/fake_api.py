@@ -16,6 +16,8 @@ class FakeApi:
         """By method and path, with or without the query; ``"*"``: all else."""
         self.asked: list[tuple[str, str | None]] = []
         """Method and path with query, and the ``Authorization`` field."""
+        self.agents: list[str | None] = []
+        """What those who asked call themselves."""
         self.is_juggler = True
         api = self
 
@@ -23,6 +25,7 @@ class FakeApi:
             def do_GET(self) -> None:
                 asked = f"{self.command} {self.path}"
                 api.asked.append((asked, self.headers["Authorization"]))
+                api.agents.append(self.headers["User-Agent"])
                 known = (asked, asked.partition("?")[0], "*")
                 missing = (404, {"error": {"code": "not_found", "message": f"no {asked}", "hint": None}})
                 status, document = next((api.answers[one] for one in known if one in api.answers), missing)
@@ -60,18 +63,40 @@ def instance(name: str = "a", /, **values: object) -> dict[str, Any]:
         "attached": False,
         "holds_on": None,
         "pinned": False,
+        "pinned_by": None,
+        "soft_unload": False,
         "running": 0,
         "waiting": 0,
+        "light": 0,
+        "slots": 1,
         "waits_for": None,
+        "waited_s": None,
         "expected_wait_s": None,
         "held_bytes": {"gpu0": 8 * GIB},
         "needs_bytes": {"gpu0": 8 * GIB},
         "memory_origin": "measured",
         "since_at": 990.0,
+        "last_used_at": None,
         "idle_since_at": None,
+        "idle_unload_s": None,
         "load_expected_s": None,
         "load_began_at": None,
+        "starts": 1,
+        "address": None,
         "error": None,
+        **values,
+    }
+
+
+def pool(name: str = "gpu0", /, **values: object) -> dict[str, Any]:
+    """One pool of memory."""
+    return {
+        "pool": name,
+        "capacity_bytes": 24 * GIB,
+        "used_bytes": 8 * GIB,
+        "foreign_bytes": 0,
+        "foreign_users": "",
+        "holders": [{"instance": "S/a", "bytes": 8 * GIB, "state": "ready", "origin": "measured"}],
         **values,
     }
 
@@ -86,10 +111,16 @@ def waiting(request: int = 17, **values: object) -> dict[str, Any]:
         "target": "/v1/chat/completions",
         "client": "10.0.0.7",
         "kind": "work",
+        "priority": 0,
         "position": 1,
         "arrived_at": 991.0,
+        "due_at": 1021.0,
+        "timeout_at": 1291.0,
         "why": "b has to go first",
+        "needs_bytes": {"gpu0": 8 * GIB},
+        "free_bytes": {"gpu0": 0},
         "expected_s": 14.0,
+        "phase": "queued",
         **values,
     }
 
@@ -99,12 +130,15 @@ def running(request: int = 16, **values: object) -> dict[str, Any]:
     return {
         "request": request,
         "endpoint": "S/a",
+        "instance": "S/a",
         "client": "10.0.0.9",
         "method": "GET",
         "target": "/",
+        "class": "work",
+        "arrived_at": 991.5,
         "granted_at": 992.0,
-        "first_byte_at": None,
-        "bytes_down": 0,
+        "queue_s": 0.5,
+        "load_s": 0.0,
         **values,
     }
 
@@ -113,6 +147,7 @@ def status(*instances: dict[str, Any], **values: object) -> dict[str, Any]:
     """All there is, at second 1000."""
     return {
         "version": "0.1",
+        "boot": "b1",
         "now_at": 1000.0,
         "started_at": 10.0,
         "shutting_down": False,
@@ -122,7 +157,17 @@ def status(*instances: dict[str, Any], **values: object) -> dict[str, Any]:
         "endpoints": [],
         "waiting": [],
         "running": [],
+        "listeners": [],
         "warmup": [],
-        "today": {"requests": 1, "swaps": 4, "failures": 0, "share_waiting": 0.11},
+        "config": {},
+        "today": {
+            "requests": 1,
+            "failures": 0,
+            "total_s": 900.0,
+            "waited_s": 120.0,
+            "loading_s": 99.0,
+            "share_waiting": 0.11,
+            "swaps": 4,
+        },
         **values,
     }

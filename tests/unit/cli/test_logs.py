@@ -24,9 +24,10 @@ def line(seq: int | None, text: str, stream: str = "stdout", level: str | None =
 
 
 def answer(
-    *lines: dict[str, Any], begun: tuple[dict[str, Any], ...] = (), last: int = 0, lost: int = 0
+    *lines: dict[str, Any], begun: tuple[dict[str, Any], ...] = (), last: int = 0, lost: int = 0, boot: str = "b1"
 ) -> tuple[int, object]:
-    return 200, {"log": "x", "lines": list(lines), "begun": list(begun), "last": last, "lost": lost}
+    told = {"log": "x", "lines": list(lines), "begun": list(begun), "last": last, "lost": lost, "boot": boot}
+    return 200, told
 
 
 @pytest.fixture
@@ -117,3 +118,17 @@ def test_following(logs: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(JugglerError, match="the end"):
         show(logs, follow=True)
     assert [text[-1] for text in capsys.readouterr().out.splitlines()] == ["a", "b"]
+
+
+def test_following_into_another_run(logs: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its lines are counted anew: none is taken for one that was seen."""
+    path = "GET /api/v1/logs/juggler"
+    new = [line(number, text, "juggler", "info") for number, text in enumerate("bcd", 1)]
+    logs.answers[f"{path}?limit=200&ansi=false"] = answer(line(2, "a", "juggler", "info"), last=2)
+    logs.answers[f"{path}?after=2&limit=1000&wait_s=20&ansi=false"] = answer(new[2], last=3, boot="b2")
+    logs.answers[f"{path}?limit=5000&ansi=false"] = answer(*new, last=3, boot="b2")
+    the_end = (404, {"error": {"message": "the end", "hint": None}})
+    logs.answers[f"{path}?after=3&limit=1000&wait_s=20&ansi=false"] = the_end
+    with pytest.raises(JugglerError, match="the end"):
+        show(logs, follow=True)
+    assert [text[-1] for text in capsys.readouterr().out.splitlines()] == ["a", "b", "c", "d"]

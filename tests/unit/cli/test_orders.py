@@ -37,6 +37,15 @@ def test_an_order_that_takes_longer(api: FakeApi, capsys: pytest.CaptureFixture[
         assert capsys.readouterr().out == "S/a b: load was ordered\n"
 
 
+def test_nothing_is_waited_for_longer_than_the_api_lets(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
+    """And what is told is how long it was."""
+    api.answers[LOAD] = (202, {**DONE, "result": "under way", "done": False})
+    with pytest.raises(click.exceptions.Exit):
+        give_orders(Remote(api.url), "load", ["S/a b"], 7200.0)
+    assert api.asked == [(f"{LOAD}?wait_s=3600", None)]
+    assert capsys.readouterr().err == "S/a b: not done after 60 min; the order stands\n"
+
+
 def test_several_of_which_one_fails(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
     """The others are done all the same, and the status tells that not all is well."""
     api.answers[LOAD] = (200, DONE)

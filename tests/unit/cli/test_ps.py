@@ -86,6 +86,18 @@ def test_what_else_there_is_to_say() -> None:
     ]
 
 
+def test_a_lock_from_the_future() -> None:
+    """Clocks are set back."""
+    assert "locked for 0.0 s: " in "\n".join(status_lines(status(locked={"since_at": 1050.0, "by": "x"}), None))
+
+
+def test_json_tells_the_terminal_nothing(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
+    """Some take a character of the second range of control characters for the beginning of an order."""
+    api.answers["GET /api/v1/status"] = (200, status(instance(name="\x9b2Jä")))
+    print_status(Remote(api.url), as_json=True)
+    assert capsys.readouterr().out.isascii()
+
+
 def test_as_json(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
     """Everything, as it came."""
     api.answers["GET /api/v1/status"] = (200, status(instance()))

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 import pytest
 
+from juggler import __version__
 from juggler.cli.endpoints import print_endpoints
 from juggler.cli.logs import print_logs
 from juggler.cli.orders import give_orders, print_queue, set_lock
@@ -22,7 +23,16 @@ def ask(url: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://127.0.0.1:abc", "http://127.0.0.1:99999", "http://[::1", "ftp://127.0.0.1:1", "127.0.0.1:1", ""]
+    "url",
+    [
+        "http://127.0.0.1:abc",
+        "http://127.0.0.1:99999",
+        "http://[::1",
+        "ftp://127.0.0.1:1",
+        "127.0.0.1:1",
+        "",
+        "http://a b",
+    ],
 )
 def test_address_that_is_none(url: str) -> None:
     """Wrong use, exit status 2."""
@@ -30,7 +40,7 @@ def test_address_that_is_none(url: str) -> None:
         ask(url)
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "https://127.0.0.1:1"])
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "https://127.0.0.1:1", "http://127.0.0.1:0"])
 def test_nobody_there(url: str) -> None:
     with pytest.raises(NotReachable, match="no juggler answers"):
         ask(url)
@@ -44,6 +54,7 @@ STRANGERS = [
     (404, b'["no"]'),
     (404, b'{"error": {"message": "not here"}}'),
     (500, b"7"),
+    (200, b"[" * 200_000),
 ]
 
 
@@ -92,6 +103,13 @@ def test_the_key_goes_along(api: FakeApi) -> None:
         with pytest.raises(JugglerError, match="this needs the admin key"):
             remote.call("GET", "/api/v1/status", "instances")
     assert [key for _, key in api.asked] == [None, "Bearer s3cret"]
+
+
+def test_who_calls_is_told(api: FakeApi) -> None:
+    """The log of decisions and the lock say that it was the command line."""
+    api.answers["*"] = (200, {"instances": []})
+    ask(api.url)
+    assert api.agents == [f"juggler/{__version__}"]
 
 
 CONTROL = {"host": "0.0.0.0", "port": 9999, "key": "from-the-file"}

@@ -5,18 +5,20 @@ import pytest
 from juggler.cli.remote import Remote
 from juggler.cli.table import width_of
 from juggler.cli.top import show_top, view
-from tests.unit.cli.fake_api import GIB, FakeApi, instance, running, status, waiting
+from tests.unit.cli.fake_api import GIB, FakeApi, instance, pool, running, status, waiting
 
-HOLDERS = [{"instance": "S/a", "bytes": 12 * GIB}, {"instance": "S/b", "bytes": 4 * GIB}]
-POOL = {
-    "pool": "gpu0",
-    "capacity_bytes": 24 * GIB,
-    "used_bytes": 16 * GIB,
-    "foreign_bytes": 2 * GIB,
-    "foreign_users": "blender",
-    "holders": HOLDERS,
+HOLDERS = [
+    {"instance": "S/a", "bytes": 12 * GIB, "state": "ready", "origin": "measured"},
+    {"instance": "S/b", "bytes": 4 * GIB, "state": "ready", "origin": None},
+]
+POOL = pool(used_bytes=16 * GIB, foreign_bytes=2 * GIB, foreign_users="blender", holders=HOLDERS)
+ERROR: dict[str, object] = {
+    "message": "it does not start",
+    "hint": None,
+    "exit_status": 3,
+    "log_tail": [],
+    "retry_in_s": 1,
 }
-ERROR: dict[str, object] = {"message": "it does not start", "hint": None, "exit_status": 3, "retry_in_s": 1}
 
 
 def shown(width: int = 120, height: int | None = None, *, colours: bool = False, **values: object) -> list[str]:
@@ -35,7 +37,7 @@ def test_what_is_seen() -> None:
     lines = shown()
     text = "\n".join(lines)
     assert "juggler 0.1 at http://x, up 16 min" in lines[0]
-    assert "today: 1 request, 4 swaps, 11% of the time spent waiting" in lines[1]
+    assert "today: 1 request, 4 swaps, 11% of the time spent waiting for loads" in lines[1]
     bar = lines[2].partition("[")[2].partition("]")[0]
     parts = bar.split("|")
     assert [part.strip(" .~") for part in parts] == ["a", "b", "others", ""]
@@ -48,7 +50,6 @@ def test_what_is_seen() -> None:
         "loading for 5.0 s of about 12 s",
         "b has to go first",
         "GET /",
-        "not yet",
         "m29",
     ):
         assert told in text

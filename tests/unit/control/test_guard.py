@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from juggler.control.guard import COOKIE, Guard, Keys
+from juggler.control.guard import COOKIE, Guard, Keys, cookie_name
+from juggler.errors import TooManyGuesses
 
 KEY = "correct-horse-battery"
 
@@ -18,6 +19,7 @@ async def answer(
     *,
     keys: Keys | None = None,
     names: Sequence[str] = (),
+    client: str = "10.0.0.7",
 ) -> tuple[int, dict[str, str], bool]:
     """Status, fields, and whether the request came through to the application."""
     reached = False
@@ -39,6 +41,7 @@ async def answer(
         "type": "http",
         "method": method,
         "path": path,
+        "client": (client, 4711),
         "headers": [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields],
     }
     await Guard(app, names, keys or Keys(None))(scope, receive, send)
@@ -137,14 +140,18 @@ async def test_a_session_of_another_run_is_none() -> None:
 
 
 async def test_guessing_is_slow_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wrong keys take their time, a few at once; a right one is never kept waiting by them."""
+    """Wrong keys take their time, a few at once; meanwhile not even the right one tells itself from them."""
     monkeypatch.setattr("juggler.control.guard._WRONG_KEY_PAUSE_S", 30)
     keys = Keys(KEY)
     fields = [("host", "127.0.0.1"), ("authorization", "Bearer wrong-wrong-wrong")]
     slow = [asyncio.ensure_future(answer(fields=fields, keys=keys)) for _ in range(4)]
     await asyncio.sleep(0)
     assert (await answer(fields=fields, keys=keys))[0] == 429
-    assert (await answer(fields=[("host", "127.0.0.1"), ("authorization", f"Bearer {KEY}")], keys=keys))[0] == 200
+    right = [("host", "127.0.0.1"), ("authorization", f"Bearer {KEY}")]
+    assert (await answer(fields=right, keys=keys))[0] == 429, "who guesses learns no faster than the pauses let"
+    assert (await answer(fields=right, keys=keys, client="10.0.0.8"))[0] == 200, "nobody else is kept out"
+    cookie = ("cookie", f"{COOKIE}={keys.session()}")
+    assert (await answer(fields=[("host", "127.0.0.1"), cookie], keys=keys))[0] == 200, "nor who has logged in"
     for one in slow:
         one.cancel()
     await asyncio.gather(*slow, return_exceptions=True)
@@ -152,3 +159,30 @@ async def test_guessing_is_slow_and_bounded(monkeypatch: pytest.MonkeyPatch) -> 
     await asyncio.sleep(0)
     assert not task.done(), "the four that gave up have made room"
     task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert (await answer(fields=right, keys=keys))[0] == 200
+
+
+async def test_a_whole_ipv6_network_is_one_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A customer has 2**64 addresses to guess from."""
+    monkeypatch.setattr("juggler.control.guard._WRONG_KEY_PAUSE_S", 30)
+    keys = Keys(KEY)
+    slow = [asyncio.ensure_future(keys.check("wrong", f"2001:db8::{number}")) for number in range(4)]
+    await asyncio.sleep(0)
+    with pytest.raises(TooManyGuesses):
+        await keys.check(KEY, "2001:db8::ffff")
+    await keys.check(KEY, "2001:db8:1::1")
+    await keys.check(KEY, "fe80::1%eth0")
+    for one in slow:
+        one.cancel()
+    await asyncio.gather(*slow, return_exceptions=True)
+
+
+async def test_two_jugglers_on_one_host_have_cookies_of_their_own() -> None:
+    """Browsers send a cookie to every port of its host: one must not take the place of the other."""
+    one, other = Keys(KEY), Keys(KEY)
+    cookies = f"{COOKIE}_8020={one.session()}; {COOKIE}_8030={other.session()}"
+    for keys, host in ((one, "127.0.0.1:8020"), (other, "127.0.0.1:8030")):
+        assert (await answer(fields=[("host", host), ("cookie", cookies)], keys=keys))[0] == 200
+    assert cookie_name("[::1]") == cookie_name("box.lan") == COOKIE
+    assert cookie_name("[::1]:8020") == cookie_name("box.lan:8020") == f"{COOKIE}_8020"

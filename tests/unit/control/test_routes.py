@@ -151,3 +151,23 @@ async def test_who_has_gone_waits_for_no_order() -> None:
     assert world.steering.orders == 1
     world.engine.done.set()
     assert await world.steering.order(cast(Any, "S/a"), OrderKind.STOP, 20) == "stopped"
+
+
+@pytest.mark.parametrize(("limit", "told"), [("0", []), ("2", [2, 3]), ("3", [1, 2, 3]), ("9", [1, 2, 3])])
+async def test_so_many_decisions_at_most(monkeypatch: pytest.MonkeyPatch, limit: str, told: list[int]) -> None:
+    """The latest ones; none, where none is wanted."""
+    monkeypatch.setattr("juggler.control.routes.decisions", lambda *_: [1, 2, 3])
+    world = World()
+    cast(Any, world.engine).now = lambda: 0.0
+    world.engine.scheduler.state.decisions_made = 3
+    status, data = await world.ask("GET", "/api/v1/decisions", f"limit={limit}")
+    assert (status, data["decisions"]) == (200, told)
+
+
+async def test_who_gave_an_order_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line by its name."""
+    asked: list[str] = []
+    world = World()
+    monkeypatch.setattr(world.steering, "lock", lambda _, by: asked.append(by))
+    await world.ask("PUT", "/api/v1/lock", fields=[(b"user-agent", b"juggler/0.1")])
+    assert asked == ["juggler at 127.0.0.1"]

@@ -1,5 +1,7 @@
 """Ended requests as records."""
 
+import time
+
 import pytest
 
 from juggler.history.records import TARGET_CHARS_MAX, facts_of, outcome_of, record_of, shown_target
@@ -18,6 +20,7 @@ from tests.unit.history.make import ended
         ("/x?password=a;sig=b;c=d", "/x?password=***;sig=***;c=d"),
         ("/x?monkey=1", "/x?monkey=***"),
         ("/key=1", "/key=1"),
+        ("/x?pw=hunter2&pwd=hunter2&pwm=7", "/x?pw=***&pwd=***&pwm=7"),
     ],
 )
 def test_secrets_in_the_query_are_masked(target: str, shown: str) -> None:
@@ -29,6 +32,14 @@ def test_a_long_target_is_cut() -> None:
     """After masking: half a secret at the end is none."""
     assert len(shown_target("/x?" + "a" * 5000)) == TARGET_CHARS_MAX
     assert "hunter2" not in shown_target("/x?" + "a" * 180 + "&token=hunter2")
+    assert shown_target("/x?token=" + "hunter2" * 500) == "/x?token=***…"
+
+
+def test_a_long_target_costs_little() -> None:
+    """Whoever sends one would hold everybody else up."""
+    began = time.perf_counter()
+    assert shown_target("/x?" + "key" * 20_000).endswith("…")
+    assert time.perf_counter() - began < 0.1
 
 
 @pytest.mark.parametrize(

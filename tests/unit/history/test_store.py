@@ -207,6 +207,45 @@ async def test_damage_while_it_runs(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert "it was renamed to" in caplog.text
 
 
+async def test_an_index_that_does_not_fit_is_made_anew(tmp_path: Path) -> None:
+    """Opening does not find it; writing does, again and again."""
+    path = tmp_path / "h.sqlite3"
+    connection = open_database(path)
+    for number in range(10):
+        values = (number, "i", "ready", float(number), number + 1.0, "", None, None)
+        connection.execute("INSERT INTO spans VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+    connection.execute("PRAGMA writable_schema = 1")
+    wrong = "CREATE INDEX spans_to_at ON spans (from_at)"
+    connection.execute("UPDATE sqlite_master SET sql = ? WHERE name = 'spans_to_at'", (wrong,))
+    connection.close()
+    store = started(path)
+    store.put(Rows(spans=[span(3)]))
+    await until(lambda: store.up and not store._queued)
+    await store.close()
+    assert count(path, "spans") == 10
+    assert store.dropped == 0
+    assert not (tmp_path / "h.sqlite3.aside").exists()
+
+
+async def test_damage_that_opening_never_finds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The file is set aside at the second time."""
+    path, disk = tmp_path / "h.sqlite3", _Disk()
+    store = started(path, opener=disk.open)
+    store.put(rows_of(1, 1))
+    await until(lambda: store.up and count(path, "requests") == 1)
+    error = sqlite3.DatabaseError("database disk image is malformed")
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    disk.error = error
+    store.put(rows_of(2, 5))
+    await until((tmp_path / "h.sqlite3.aside").exists)
+    disk.error = None
+    await until(lambda: store.up)
+    await store.close()
+    assert count(path, "requests") == 5
+    assert store.dropped == 0
+    assert "it was renamed to" in caplog.text
+
+
 async def test_a_file_that_cannot_be_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then there is no history on the disk, and all else goes on."""
 

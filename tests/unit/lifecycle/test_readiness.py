@@ -2,15 +2,24 @@
 
 import asyncio
 from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from juggler.backends.base import Address, BackendSettings
-from juggler.errors import ReadyTimeout, StartFailed
+from juggler.errors import BackendError, ReadyTimeout, StartFailed
 from juggler.ids import InstanceId
 from juggler.lifecycle.caller import HttpCaller
-from juggler.lifecycle.readiness import PortTaken, address_in_use, hint_of, last_meaningful_line, wait_until_ready
+from juggler.lifecycle.launcher import ExitReport
+from juggler.lifecycle.readiness import (
+    PortTaken,
+    address_in_use,
+    hint_of,
+    last_meaningful_line,
+    unexpected_end,
+    wait_until_ready,
+)
 from juggler.testing.fake_backend import NOT_YET, READY, WRONG_SERVER, FakeBackend
 from juggler.testing.fake_launcher import FakeHandle, FakeLauncher, FakeProgram
 from juggler.testing.scripted import Act
@@ -196,3 +205,29 @@ def test_a_module_that_fails_to_hint_costs_only_the_hint() -> None:
             raise IndexError("list index out of range")
 
     assert hint_of(Hopeless(SETTINGS), ["x"]) is None
+
+
+PRINTED = "error: --api-key qwertz42 and HF is inherited-1234, asked https://me:hidden@host/x, mine is own-secret"
+SHOWN = "error: --api-key *** and HF is ***, asked https://***@host/x, mine is ***"
+
+
+@pytest.mark.parametrize("how", ["timeout", "other server", "ended", "ended later"])
+def test_secrets_are_masked_as_in_the_log(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backend's, those of our environment, and what looks like one; in the message and in the lines."""
+    monkeypatch.setenv("HF_TOKEN", "inherited-1234")
+    settings = replace(SETTINGS, parameters=("--password", "own-secret"))
+
+    async def scenario() -> BackendError:
+        exits_after_s = 1.0 if how.startswith("ended") else None
+        handle = await _started(FakeProgram(output=(PRINTED,), exits_after_s=exits_after_s, exit_status=1))
+        backend = FakeBackend(settings, script={"probe": [WRONG_SERVER if how == "other server" else NOT_YET]})
+        if how == "ended later":
+            return await unexpected_end(backend, handle, ExitReport(1, 1.0))
+        with pytest.raises(BackendError) as caught:
+            await wait_until_ready(backend, HttpCaller(handle.address), handle, timeout_s=10, clock=VirtualClock())
+        return caught.value
+
+    error = run_virtual(scenario())
+    assert error.log_tail == (SHOWN,)
+    if how != "other server":
+        assert error.message.endswith(SHOWN)

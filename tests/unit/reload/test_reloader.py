@@ -199,6 +199,19 @@ async def test_the_report_hides_what_looks_like_a_secret(rig: Rig, text: str) ->
     assert "***" in effective["instances"][0]["settings"]["env"]["ABOUT"]
 
 
+@pytest.mark.parametrize("secret", ["true", "null", "8001", "instances", '"},{"', "name"])
+async def test_the_report_can_be_made_whatever_the_secret_is(rig: Rig, secret: str) -> None:
+    """Its texts are masked, not its structure."""
+    rig.path.write_text(rig.path.read_text().replace('"hunter2-hunter2"', json.dumps(secret)))
+    outcome = await rig.reloader.reload("test")
+    assert outcome.ok, outcome.message
+    effective = report(rig.reloader, rig.target.config)["effective"]
+    assert isinstance(effective, dict)
+    assert effective["servers"][0]["port"] == 8001
+    told = effective["instances"][0]["settings"]["env"]["API_KEY"]
+    assert told == (secret if secret in ("true", "null") else "***")
+
+
 async def test_problems_are_told_to_others_without_secrets(rig: Rig) -> None:
     """All is on one line here; what was a secret before is one still, and what looks like one may be."""
     text = rig.path.read_text()

@@ -97,7 +97,8 @@ def test_install_and_uninstall(home: Path, calls: Path) -> None:
     install(service)
     install(service)
     assert service.path.read_bytes() == service.data
-    assert calls.read_text().splitlines() == ["--user daemon-reload", "--user enable --now model-juggler.service"] * 2
+    done = ["--user daemon-reload", "--user enable model-juggler.service", "--user restart model-juggler.service"]
+    assert calls.read_text().splitlines() == done * 2, "also where one runs that was installed before"
     calls.write_text("")
     assert uninstall(service)
     assert not service.path.exists()
@@ -140,6 +141,17 @@ def test_other_platforms_have_files_of_their_own(home: Path, platform: str) -> N
     assert b"config.json" in service.data.replace(b"\0", b"")
     with pytest.raises(ServiceError, match="only written for systemd"):
         wanted(config(home), system=True, platform=platform)
+
+
+def test_one_that_runs_on_macos_is_ended_first(home: Path, calls: Path) -> None:
+    """launchd takes nothing up under a name that it has; where it has none, there is nothing to end."""
+    launchctl = calls.parent / "bin" / "launchctl"
+    launchctl.write_text(f'#!/bin/sh\necho "$1" >> {shlex.quote(str(calls))}\n[ "$1" != bootout ]\n')
+    launchctl.chmod(0o755)
+    service = wanted(config(home), platform="darwin")
+    install(service)
+    assert calls.read_text().splitlines() == ["bootout", "bootstrap"]
+    assert service.path.exists()
 
 
 def test_a_platform_that_is_not_known(home: Path) -> None:
