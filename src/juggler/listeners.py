@@ -7,7 +7,7 @@ new configuration is opened before anything else changes; requests that arrive t
 import asyncio
 import errno
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -17,15 +17,17 @@ from juggler.descriptors import make_room
 from juggler.engine import Engine
 from juggler.errors import ConfigError
 from juggler.gateway import Anteroom, EndpointGateway
+from juggler.ids import EndpointId, InstanceId
 from juggler.page_waits import PageWaits
 from juggler.proxy.limits import Limits
 from juggler.proxy.listener import Listener, start_listener
 from juggler.proxy.replies import Replies
-from juggler.proxy.tls import Certificate
+from juggler.proxy.tls import FILES_LIMIT_S, Certificate
 from juggler.reload.plan import ReloadPlan
 from juggler.routing.table import Entry, RoutingTable
+from juggler.survey.threads import in_thread
 from juggler.tls import BadPair
-from juggler.units import HOURS
+from juggler.units import HOURS, SECONDS
 
 _log = logging.getLogger("juggler.app")
 _T = TypeVar("_T")
@@ -37,8 +39,14 @@ _FREE_TRIES = 50
 _FREE_PAUSE_S = 0.02
 """Until the system has let go of an address that one of our own listeners has just left."""
 
+RETRY_AFTER_S = 5 * SECONDS
+"""For an address that another program has, or a certificate that is not in order."""
 
-@dataclass(slots=True)
+REOPEN_EVERY_S = 5 * SECONDS
+"""How often a listener tries to get an address back that somebody else has taken in that moment."""
+
+
+@dataclass(slots=True, eq=False)
 class _Door:
     """One open listener and what belongs to it."""
 
@@ -47,6 +55,9 @@ class _Door:
     gateway: EndpointGateway
     certificate: Certificate | None
     watching: "asyncio.Task[None] | None" = None
+    lost: bool = False
+    """It should listen and cannot; ``reopening`` tries again."""
+    reopening: "asyncio.Task[None] | None" = None
 
 
 @dataclass(slots=True)
@@ -54,9 +65,8 @@ class Prepared:
     """What is open, or read, for a new configuration; nobody uses it yet."""
 
     routes: Mapping[str, RoutingTable]
-    limits: Mapping[str, Limits]
     opened: dict[str, _Door] = field(default_factory=dict)
-    """All three by the name of the server."""
+    """Both by the name of the server."""
     certificates: dict[str, Certificate] = field(default_factory=dict)
     """For listeners that stay."""
     paused: list[_Door] = field(default_factory=list)
@@ -77,6 +87,7 @@ class Listeners:
         self._doors: dict[str, _Door] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._closing: dict[asyncio.Task[None], Listener] = {}
+        self._retire, engine.on_retired = engine.on_retired, self._on_retired
 
     @property
     def by_name(self) -> dict[str, Listener]:
@@ -91,7 +102,7 @@ class Listeners:
         """
         self._tasks = tasks
         self._set_pages(config.page_after_s)
-        routes, limits = _routes(config), _limits(config)
+        routes, limits = _routes(config), _limits(config, _room_for(config))
         for server in config.servers:
             gateway = EndpointGateway(routes[server.name], self._engine, self._pages)
             door = await self._open(server, gateway, limits[server.name], await _certificate(server))
@@ -108,7 +119,8 @@ class Listeners:
         """
         config = plan.config
         servers = {one.name: one for one in config.servers}
-        prepared = Prepared(_routes(config), _limits(config))
+        prepared = Prepared(_routes(config))
+        limits = _limits(config, None)  # how many there is room for is seen to when all of it is in order
         try:
             for old, new in plan.listeners.kept:
                 pair = servers[new].tls
@@ -118,17 +130,19 @@ class Listeners:
                     prepared.certificates[new] = certificate
             leaving = [self._doors[name] for name in (*plan.listeners.removed, *plan.listeners.rebound)]
             wanted = [servers[name] for name in (*plan.listeners.added, *plan.listeners.rebound)]
+            certificates = {server.name: await _certificate(server) for server in wanted}
             # Those whose port one of ours has to give up come last: until then nothing is changed.
             wanted.sort(key=lambda server: any(_in_the_way(door, server) for door in leaving))
             for server in wanted:
                 gateway = EndpointGateway(prepared.routes[server.name], Anteroom(self._engine, went_live), None)
-                certificate = await _certificate(server)
                 for door in leaving:
-                    if _in_the_way(door, server) and door not in prepared.paused:
+                    if door not in prepared.paused and (door.lost or _in_the_way(door, server)):
                         prepared.paused.append(door)
+                        door.lost = False
                         door.listener.pause()
-                prepared.opened[server.name] = await self._open(
-                    server, gateway, prepared.limits[server.name], certificate, patient=bool(prepared.paused)
+                name, patient = server.name, bool(prepared.paused)
+                prepared.opened[name] = await self._open(
+                    server, gateway, limits[name], certificates[name], patient=patient
                 )
         except BaseException:
             await self.give_up(prepared)
@@ -136,21 +150,31 @@ class Listeners:
         return prepared
 
     async def give_up(self, prepared: Prepared) -> None:
-        """Close what was opened; everything goes on as before."""
+        """Close what was opened and is not in use; everything goes on as before."""
+        in_use = set(self._doors.values())
         for door in prepared.opened.values():
-            await door.listener.close(0)
+            if door not in in_use:
+                if door.watching is not None:
+                    door.watching.cancel()
+                await door.listener.close(0)
         for door in prepared.paused:
+            if door not in in_use:
+                continue
             try:
                 await _patiently(door.listener.resume)
             except OSError as error:
-                _log.error("server %r does not listen any more: %s", door.server.name, error.strerror or error)
+                again = f"tried again every {REOPEN_EVERY_S:.0f} s"
+                _log.error("server %r does not listen: %s; %s", door.server.name, error.strerror or error, again)
+                self._reopen_later(door)
 
     def change(self, plan: ReloadPlan, prepared: Prepared) -> None:
         """Take up the new configuration, in one turn of the loop. The engine knows its endpoints already."""
         config = plan.config
         self._set_pages(config.page_after_s)
         servers = {one.name: one for one in config.servers}
-        before, self._doors = self._doors, {}
+        self._forget_replies(plan)
+        limits = _limits(config, _room_for(config))
+        before, doors = self._doors, dict[str, _Door]()
         kept = dict(plan.listeners.kept)
         names = {new: old for old, new in kept.items()}
         for server in config.servers:
@@ -161,18 +185,32 @@ class Listeners:
             else:
                 door = before[names[name]]
                 door.server = servers[name]
-                door.listener.change(prepared.limits[name])
                 fresh = prepared.certificates.get(name)
                 if fresh is not None and door.certificate is not None:
                     door.certificate.take_over(fresh)
+            door.listener.change(limits[name])
             door.gateway.change(prepared.routes[name], self._engine, self._pages)
-            self._doors[name] = door
-        changed = {one.name for one in plan.changed} | {*plan.added, *plan.removed}
-        old = [one for door in before.values() for one in door.server.endpoints]
-        new = [one for server in config.servers for one in server.endpoints]
-        self._replies.forget_endpoints({one.id for one in (*old, *new) if one.instance in changed})
+            doors[name] = door
+        self._doors = doors
         for name in (*plan.listeners.removed, *plan.listeners.rebound):
             self._drain(before[name])
+
+    def _forget_replies(self, plan: ReloadPlan) -> None:
+        """Of endpoints that lead somewhere else from now on; by what is in effect until then."""
+        old = _instances(door.server for door in self._doors.values())
+        new = _instances(plan.config.servers)
+        changed = {one.name for one in plan.changed} | {*plan.added, *plan.removed}
+        known = old.keys() | new.keys()
+        turned = {one for one in known if old.get(one) != new.get(one) or new.get(one) in changed}
+        if turned:
+            self._replies.forget_endpoints(turned)
+
+    def _on_retired(self, name: InstanceId, replaced: bool) -> None:
+        """Nothing runs of a process that a new configuration has replaced: it answered until now."""
+        if self._retire is not None:
+            self._retire(name, replaced)
+        instances = _instances(door.server for door in self._doors.values())
+        self._replies.forget_endpoints({one for one, instance in instances.items() if instance == name})
 
     # -- the end -------------------------------------------------------------------------------------------------
 
@@ -194,10 +232,11 @@ class Listeners:
             listener.abort()
 
     def stop_watching(self) -> None:
-        """End the tasks that look at certificates, and the drains."""
+        """End the tasks that look at certificates or try to listen again, and the drains."""
         for door in self._doors.values():
-            if door.watching is not None:
-                door.watching.cancel()
+            for helper in (door.watching, door.reopening):
+                if helper is not None:
+                    helper.cancel()
         for task in list(self._closing):
             task.cancel()
 
@@ -221,6 +260,7 @@ class Listeners:
             raise ConfigError(
                 f"server {server.name!r} {error.strerror or error}",  # "cannot listen on ..."
                 hint="another program (another juggler?) has the port, or the address is not one of this machine's",
+                retry_after_s=None if patient else RETRY_AFTER_S,  # each try would shut our own listener for a while
             ) from error
         return _Door(server, listener, gateway, certificate)
 
@@ -232,8 +272,34 @@ class Listeners:
         where = ", ".join(f"{host}:{port}" for host, port in listener.addresses)
         _log.info("%s listens on %s%s", door.server.name, where, " with HTTPS" if listener.secure else "")
 
+    def _reopen_later(self, door: _Door) -> None:
+        assert self._tasks is not None
+        door.lost = True
+        if door.reopening is None or door.reopening.done():
+            door.reopening = self._tasks.create_task(self._reopen(door), name="reopen listener")
+
+    async def _reopen(self, door: _Door) -> None:
+        """Try until it listens again, or need not."""
+        listener = door.listener
+        while door.lost and not listener.draining:
+            await asyncio.sleep(REOPEN_EVERY_S)
+            if not door.lost or listener.draining:
+                return
+            try:
+                await listener.resume()
+            except OSError:
+                continue
+            if not door.lost or listener.draining:
+                listener.pause()  # a new configuration, or the end, has come meanwhile
+                return
+            door.lost = False
+            _log.info("server %r listens again", door.server.name)
+
     def _drain(self, door: _Door) -> None:
         assert self._tasks is not None
+        if door.reopening is not None:
+            door.lost = False
+            door.reopening.cancel()
         if door.watching is not None:
             door.watching.cancel()
         task = self._tasks.create_task(door.listener.close(DRAIN_S), name="close listener")
@@ -248,6 +314,11 @@ class Listeners:
             self._pages = PageWaits(self._engine, page_after_s)
         else:
             self._pages.page_after_s = page_after_s
+
+
+def _instances(servers: Iterable[ResolvedServer]) -> dict[EndpointId, InstanceId]:
+    """Where the endpoints of servers lead."""
+    return {one.id: one.instance for server in servers for one in server.endpoints}
 
 
 def _in_the_way(door: _Door, server: ResolvedServer) -> bool:
@@ -293,9 +364,13 @@ def _routes(config: ResolvedConfig) -> Mapping[str, RoutingTable]:
     }
 
 
-def _limits(config: ResolvedConfig) -> Mapping[str, Limits]:
-    """The bounds of each server's listener, with as many connections as there are descriptors for."""
-    most = make_room([one.limits.connections for one in config.servers])
+def _room_for(config: ResolvedConfig) -> int | None:
+    """How many connections each listener can have; None: as many as it may."""
+    return make_room([one.limits.connections for one in config.servers])
+
+
+def _limits(config: ResolvedConfig, most: int | None) -> Mapping[str, Limits]:
+    """The bounds of each server's listener, with ``most`` connections at most."""
     comments_s = config.comments_every_s
     return {
         server.name: replace(
@@ -320,6 +395,13 @@ async def _certificate(server: ResolvedServer) -> Certificate | None:
     if server.tls is None:
         return None
     try:
-        return await asyncio.to_thread(Certificate, server.tls.cert, server.tls.key)
+        return await in_thread(FILES_LIMIT_S, Certificate, server.tls.cert, server.tls.key)
+    except TimeoutError as error:
+        raise ConfigError(
+            f"server {server.name!r}: {server.tls.cert} and {server.tls.key} could not be read "
+            f"within {FILES_LIMIT_S:.0f} s",
+            hint="they are no ordinary files, or on a disk or network that does not answer",
+        ) from error
     except BadPair as error:
-        raise ConfigError(f"server {server.name!r}: {error.message}", hint=error.hint) from error
+        message = f"server {server.name!r}: {error.message}"
+        raise ConfigError(message, hint=error.hint, retry_after_s=RETRY_AFTER_S) from error

@@ -5,6 +5,7 @@ import contextlib
 import os
 import socket
 import ssl
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from juggler.errors import ConnectFailed
 from juggler.proxy import tls as proxy_tls
 from juggler.proxy.limits import Limits
 from juggler.proxy.tls import Certificate
+from juggler.survey.threads import LOOK
 from juggler.tls import BadPair, ServerTls
 from tests.certificates import Pair, authority, make_pair, stranger, trusting, write_authority
 from tests.protocol.support import FAST, OK, Handler, Peer, Secure, answer_ok, header, rig, until
@@ -357,6 +359,39 @@ async def test_a_failed_look_is_not_the_last_one(
     watching.cancel()
     assert "could not be looked at" in caplog.text
     caplog.clear()
+
+
+async def test_files_that_cannot_be_read_in_time(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Their disk hangs: told once, in one thread that nobody waits for; taken when it answers again."""
+    monkeypatch.setattr(proxy_tls, "FILES_LIMIT_S", 0.05)
+    certificate = Certificate(*pair)
+    old = certificate._current
+    answers = threading.Event()
+    looks = 0
+
+    def files() -> tuple[object, object]:
+        nonlocal looks
+        looks += 1
+        answers.wait(20)
+        return Certificate._files(certificate)
+
+    monkeypatch.setattr(certificate, "_files", files)
+    for _ in range(3):
+        await certificate.look()
+    assert looks == 1
+    assert caplog.text.count("does not answer") == 1
+    assert all(one.daemon for one in threading.enumerate() if one.name == f"{LOOK} files")
+    make_pair(tmp_path)
+    answers.set()
+
+    async def taken() -> None:
+        while certificate._current is old:
+            await certificate.look()
+            await asyncio.sleep(0)
+
+    await asyncio.wait_for(taken(), 10)
 
 
 def test_a_listener_needs_a_good_pair(tmp_path: Path) -> None:

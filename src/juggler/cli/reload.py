@@ -38,7 +38,7 @@ def _print(outcome: dict[str, Any]) -> None:
     for problem in outcome["problems"]:
         click.echo(_text(problem), err=True)
     if not outcome["ok"]:
-        click.echo("nothing was changed", err=True)
+        click.echo(outcome["summary"], err=True)
         return
     click.echo(f"{'dry run: ' if outcome['dry_run'] else ''}{outcome['summary']}")
     for line in outcome["plan"]["lines"]:

@@ -175,6 +175,8 @@ class Replies:
         self.size_bytes = 0
         self.copying_bytes = 0
         """Of answers that are on their way and may become replies."""
+        self.turnovers = 0
+        """How often replies were forgotten because another backend answers from then on."""
         self._total_bytes = total_bytes
         self._count = count
         self._replies: OrderedDict[ReplyKey, Reply] = OrderedDict()
@@ -234,7 +236,8 @@ class Replies:
             self.size_bytes -= oldest.size_bytes
 
     def forget_endpoints(self, endpoints: Collection[EndpointId]) -> None:
-        """Drop all replies of endpoints whose backend is another one from now on."""
+        """Drop all replies of endpoints whose backend is another one from now on; answers on their way are not kept."""
+        self.turnovers += 1
         for key in [key for key in self._replies if key[0] in endpoints]:
             self.forget(key)
 
@@ -272,7 +275,7 @@ class Replies:
 class Recorder:
     """Takes a copy of one answer as it passes."""
 
-    __slots__ = ("_answer", "_body", "_copied", "_head", "_pieces", "_replies", "_room", "_route")
+    __slots__ = ("_answer", "_body", "_copied", "_head", "_pieces", "_replies", "_room", "_route", "_turnovers")
 
     def __init__(self, replies: Replies, route: Route, head: RequestHead, body: RequestBody | None = None) -> None:
         self._replies = replies
@@ -283,6 +286,7 @@ class Recorder:
         self._pieces: list[bytes] = []
         self._copied = 0  # bytes in them
         self._room = replies.reply_bytes
+        self._turnovers = replies.turnovers
 
     def begin(self, answer: ResponseHead) -> bool:
         """The answer's head has come. False: it is not kept, and nothing more is to be told."""
@@ -337,6 +341,8 @@ class Recorder:
             of_question=self._head.method == b"POST",
         )
         self.drop()
+        if self._turnovers != self._replies.turnovers:
+            return  # the endpoint may be another backend's by now
         key = self._key()
         if key is not None:  # it was not answered before it was asked
             self._replies.store(key, reply)

@@ -13,6 +13,7 @@ import ssl
 from pathlib import Path
 from typing import Any
 
+from juggler.survey.threads import OneLook
 from juggler.tls import BadPair, file_state, out_of_date, server_context
 from juggler.units import SECONDS
 
@@ -20,6 +21,9 @@ _log = logging.getLogger("juggler.proxy")
 
 LOOK_EVERY_S = 5 * SECONDS
 """Two looks at files in a thread, 0.1 ms: certificates are renewed weeks before they have to be."""
+
+FILES_LIMIT_S = 10 * SECONDS
+"""For the files of one certificate, on a disk that sleeps or a network that is gone."""
 
 HANDSHAKE_LIMIT_S = 15 * SECONDS
 """For a client to finish its handshake; a browser's lasts two round trips."""
@@ -52,6 +56,9 @@ class Certificate:
         """State of the files that could not be used, as seen last."""
         self._told: object = None
         """The same, as logged last."""
+        self._one_look = OneLook(FILES_LIMIT_S)
+        self._hangs = False
+        """The last look did not come back in time, as the log says."""
         self.context = self._current
         """For ``create_server``, once and for all; connections get the certificate of the day."""
         self.context.sni_callback = self._on_hello
@@ -66,6 +73,7 @@ class Certificate:
         self._cert, self._key = fresh._cert, fresh._key
         self._state, self._current = fresh._state, fresh._current
         self._failed = self._told = None
+        self._one_look, self._hangs = fresh._one_look, False
 
     async def watch(self) -> None:
         """Look at the files from time to time, until cancelled."""
@@ -78,15 +86,28 @@ class Certificate:
                 _log.exception("the certificate in %s could not be looked at", self._cert)
 
     async def look(self) -> None:
-        """Take a new pair if there is one; a pair that cannot be used is logged once, and the old one kept."""
-        state = await asyncio.to_thread(self._files)
-        if state in (self._state, self._told):
-            return
+        """Take a new pair if there is one; a pair that cannot be used is logged once, and the old one kept.
+
+        So are files that cannot be read in time.
+        """
+        look = self._one_look.in_thread
         try:
-            fresh = await asyncio.to_thread(self._read)
-            if await asyncio.to_thread(self._files) != state:
+            state = await look(self._files)
+            if state in (self._state, self._told):
+                self._hangs = False
+                return
+            fresh = await look(self._read)
+            after = await look(self._files)
+            self._hangs = False
+            if after != state:
                 return  # in the middle of a replacement
+        except TimeoutError:
+            if not self._hangs:
+                _log.error("%s and %s cannot be read: their disk does not answer", self._cert, self._key)
+            self._hangs = True
+            return
         except BadPair as error:
+            self._hangs = False
             # Half a replacement looks the same: it is told when it has stayed for a while.
             if state == self._failed:
                 self._told = state

@@ -19,8 +19,8 @@ class ReloadOutcome:
     result: Result
     """``done``: in effect. ``nothing``: the file says what runs already. ``planned``: a dry run.
 
-    ``problems``: the file, or what it needs of the machine, is not in order, and nothing was changed. ``refused``: not
-    possible now.
+    ``problems``: the file, or what it needs of the machine, is not in order, and nothing was changed (but see
+    ``half_done``). ``refused``: not possible now.
     """
     message: str
     """One line; of problems all of them, as ``juggler check`` prints them."""
@@ -32,11 +32,20 @@ class ReloadOutcome:
     hint: str | None = None
     took_s: float = 0.0
     dry_run: bool = field(default=False)
+    half_done: bool = False
+    """It failed in the middle, by a bug: a part of it may be in effect."""
+    passing: bool = False
+    """It failed for a reason outside the file, such as a port in use; trying again costs nobody anything."""
 
     @property
     def ok(self) -> bool:
         """What was asked for was done."""
         return self.result in ("done", "nothing", "planned")
+
+    @property
+    def harm(self) -> str:
+        """What was changed by one that failed."""
+        return "a part of it may have been changed" if self.half_done else "nothing was changed"
 
     def as_data(self) -> dict[str, object]:
         """Plain JSON data."""
@@ -46,7 +55,7 @@ class ReloadOutcome:
             "ok": self.ok,
             "result": self.result,
             "dry_run": self.dry_run,
-            "summary": self.message if self.ok or self.result == "refused" else "nothing was changed",
+            "summary": self.message if self.ok or self.result == "refused" else self.harm,
             "message": self.message,
             "hint": self.hint,
             "changes": self.plan.changes() if self.plan is not None else [],

@@ -23,6 +23,8 @@ PREPARE_LIMIT_S = 1 * MINUTES
 BY_SIGNAL = "SIGHUP"
 BY_WATCH = "file change"
 
+_BUG = "a bug in the juggler; its log tells the story"
+
 _log = logging.getLogger("juggler.reload")
 
 
@@ -46,11 +48,11 @@ class Target(Protocol):
         ...
 
     async def give_up(self, prepared: Any) -> None:
-        """Undo that."""
+        """Undo that; also what ``change`` has not taken into use before it failed."""
         ...
 
     def change(self, wanted: ReloadPlan, prepared: Any) -> None:
-        """Take it up. Cannot fail."""
+        """Take it up. Fails by a bug only; then a part may be in effect."""
         ...
 
 
@@ -105,7 +107,7 @@ class Reloader:
         if wanted and self._watching is None:
             path = self.path
             assert path is not None
-            watcher = Watcher(lambda: identity_of(path), lambda: self.reload(BY_WATCH))
+            watcher = Watcher(lambda: identity_of(path), self._by_watch)
             self._watching = self._tasks.create_task(watcher.run(), name="watch the configuration")
         elif not wanted and self._watching is not None:
             self._watching.cancel()
@@ -127,21 +129,32 @@ class Reloader:
             return ReloadOutcome(at, by, result, message, took_s=took_s, dry_run=dry_run, **more)
 
         async with self._lock:
-            if self.on_begin is not None and not dry_run:
-                self.on_begin()
+            if dry_run:
+                return await self._guarded(came, dry_run)
+            if self.on_begin is not None:
+                _call(self.on_begin)
             try:
-                outcome = await self._reload(came, dry_run)
-            except Exception:  # a mistake in here must not end the program that serves
-                _log.exception("the configuration could not be taken up")
-                outcome = came("problems", "a bug in the juggler; its log tells the story")
-            if not dry_run:
-                self.last = outcome
-                self._tell(outcome)
+                outcome = await self._guarded(came, dry_run)
+                before, self.last = self.last, outcome
+                if not _same_again(before, outcome):
+                    self._tell(outcome)
+            finally:
                 for listener in list(self._listeners):
-                    listener()
+                    _call(listener)
                 # Not from within: the task that watches may be the one that is in here.
                 asyncio.get_running_loop().call_soon(self._follow_later)
         return outcome
+
+    async def _by_watch(self) -> bool:
+        """The file has changed; returns whether that is settled, or to be tried again."""
+        return not (await self.reload(BY_WATCH)).passing
+
+    async def _guarded(self, came: Callable[..., ReloadOutcome], dry_run: bool) -> ReloadOutcome:
+        try:
+            return await self._reload(came, dry_run)
+        except Exception:  # a mistake in here must not end the program that serves
+            _log.exception("the configuration could not be taken up")
+            return came("problems", _BUG)
 
     def _follow_later(self) -> None:
         if not self._target.stopping:
@@ -180,13 +193,20 @@ class Reloader:
                 prepared = await target.prepare(wanted)
         except ConfigError as error:
             more["problems"] = (*more["problems"], *_problems(error))
-            return came("problems", error.message, hint=error.hint, **more)
+            return came("problems", error.message, hint=error.hint, passing=error.retry_after_s is not None, **more)
         except TimeoutError:
             return came("problems", f"it could not be made ready within {PREPARE_LIMIT_S:.0f} s", **more)
         if target.stopping:
             await target.give_up(prepared)
             return came("refused", "the juggler is shutting down", **more)
-        target.change(wanted, prepared)
+        try:
+            target.change(wanted, prepared)
+        except Exception:
+            _log.exception("the configuration could not be taken up")
+            await target.give_up(prepared)
+            bug = ConfigError(_BUG, hint="restart the juggler")
+            more["problems"] = (*more["problems"], *_problems(bug))
+            return came("problems", bug.message, hint=bug.hint, half_done=True, **more)
         self._is_running(read)
         return came("done", wanted.summary, **more)
 
@@ -197,7 +217,7 @@ class Reloader:
         if outcome.result == "nothing" and outcome.by == BY_WATCH:
             return  # touched, or written anew with the same content
         if not outcome.ok:
-            _log.error("reload (%s): nothing was changed: %s", outcome.by, outcome.message)
+            _log.error("reload (%s): %s: %s", outcome.by, outcome.harm, outcome.message)
             return
         assert outcome.plan is not None
         for problem in outcome.problems:
@@ -205,6 +225,21 @@ class Reloader:
         _log.info("reload (%s): %s", outcome.by, outcome.message)
         for line in outcome.plan.lines():
             _log.info("reload: %s", line)
+
+
+def _call(listener: Callable[[], None]) -> None:
+    """Tell somebody; a mistake of his must not end the program that serves."""
+    try:
+        listener()
+    except Exception:
+        _log.exception("somebody could not be told of a reload")
+
+
+def _same_again(before: ReloadOutcome | None, after: ReloadOutcome) -> bool:
+    """Whether it was tried again by itself, and failed as it did before."""
+    if before is None or not after.passing:
+        return False
+    return before.by == after.by == BY_WATCH and before.message == after.message
 
 
 def _problems(error: ConfigError) -> tuple[dict[str, object], ...]:

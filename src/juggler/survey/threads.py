@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import threading
 from collections.abc import Callable
 from typing import TypeVar, TypeVarTuple, Unpack
@@ -48,3 +49,39 @@ async def in_thread(limit_s: float, function: Callable[[Unpack[_Args]], _T], *ar
     threading.Thread(target=work, name=name, daemon=True).start()
     async with asyncio.timeout(limit_s):
         return await future
+
+
+class OneLook:
+    """Looks at the same thing time and again: while one hangs, no other is begun. Belongs to one loop.
+
+    Args:
+        limit_s: Seconds for each.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._under_way = False
+
+    async def in_thread(self, function: Callable[[], _T]) -> _T:
+        """Run ``function()`` as ``in_thread`` does.
+
+        Raises:
+            TimeoutError: It took longer, or an earlier look still has not come back.
+            Exception: Whatever ``function`` raised.
+        """
+        if self._under_way:
+            raise TimeoutError("an earlier look still hangs")
+
+        @functools.wraps(function)
+        def look() -> _T:
+            try:
+                return function()
+            finally:
+                self._under_way = False
+
+        self._under_way = True
+        try:
+            return await in_thread(self._limit_s, look)
+        except RuntimeError:
+            self._under_way = False  # no thread could be had
+            raise

@@ -47,7 +47,8 @@ def test_problems_are_told_as_by_juggler_check(api: FakeApi, capsys: pytest.Capt
     }
     nowhere = {"severity": "error", "path": None, "line": None, "column": None, "message": "port 80 is taken"}
     found = [problem, {**nowhere, "hint": "take another"}]
-    api.answers[CALL] = (422, outcome(ok=False, result="problems", problems=found, plan=None))
+    failed = outcome(ok=False, result="problems", summary="nothing was changed", problems=found, plan=None)
+    api.answers[CALL] = (422, failed)
     assert reload_config(Remote(api.url), dry_run=False, as_json=False) == 2
     assert capsys.readouterr().err.splitlines() == [
         "config.json:3:7: no such key",

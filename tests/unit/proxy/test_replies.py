@@ -267,6 +267,19 @@ def test_the_least_recently_used_make_room() -> None:
     assert (len(replies), replies.size_bytes) == (0, 0)  # alone too large, and the older one is no longer true
 
 
+def test_an_answer_on_its_way_while_replies_are_forgotten_is_not_kept() -> None:
+    """Nobody knows whether its endpoint still leads to the backend that gave it."""
+    replies = Replies()
+    recorder = replies.recorder(route(), asked())
+    assert recorder is not None
+    assert recorder.begin(parse_response(GOOD))
+    assert recorder.take(b"{}")
+    replies.forget_endpoints({EndpointId("S/a")})
+    recorder.finish(HOP)
+    assert (len(replies), replies.copying_bytes) == (0, 0)
+    assert record(replies)
+
+
 def test_keys_are_short() -> None:
     """What clients write into a target costs no memory that is not counted."""
     key = Replies().key(route(b"/" + b"x" * 16_000), asked())

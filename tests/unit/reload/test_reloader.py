@@ -26,6 +26,7 @@ class Target:
         self.go_on = asyncio.Event()
         self.go_on.set()
         self.trouble: Exception | None = None
+        self.bug: Exception | None = None
 
     async def prepare(self, wanted: ReloadPlan) -> str:
         self.diary.append("prepare")
@@ -39,6 +40,8 @@ class Target:
 
     def change(self, wanted: ReloadPlan, prepared: Any) -> None:
         self.diary.append(f"change {prepared}")
+        if self.bug is not None:
+            raise self.bug
         self.config = wanted.config
 
 
@@ -118,6 +121,81 @@ async def test_a_bug_ends_the_reload_and_nothing_else(rig: Rig, caplog: pytest.L
     outcome = await rig.reloader.reload("test")
     assert (outcome.result, outcome.message) == ("problems", "a bug in the juggler; its log tells the story")
     assert "oops" in caplog.text
+
+
+async def test_a_bug_while_it_is_taken_up(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    """What was opened is closed again, and nobody claims that nothing was changed."""
+    rig.write(concurrency=2)
+    rig.target.bug = RuntimeError("oops")
+    outcome = await rig.reloader.reload("test")
+    assert rig.target.diary == ["prepare", "change prepared", "give up prepared"]
+    assert (outcome.result, outcome.ok, outcome.half_done) == ("problems", False, True)
+    data = outcome.as_data()
+    assert (data["summary"], data["hint"]) == ("a part of it may have been changed", "restart the juggler")
+    assert outcome.problems[-1]["message"] == outcome.message
+    assert "oops" in caplog.text
+    assert "reload (test): a part of it may have been changed: a bug" in caplog.text
+    assert "nothing was changed" not in caplog.text
+
+
+async def test_a_mistake_of_one_who_is_told_harms_nobody(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    """The others are told, signals are heard on."""
+
+    def fail() -> None:
+        raise ZeroDivisionError("told")
+
+    came = asyncio.Event()
+    rig.reloader.on_begin = fail
+    rig.reloader.when_changed(fail)
+    rig.reloader.when_changed(came.set)
+    task = asyncio.create_task(rig.reloader.run())
+    for concurrency in (2, 3):
+        rig.write(concurrency=concurrency)
+        rig.reloader.signal()
+        await asyncio.wait_for(came.wait(), 10)
+        came.clear()
+        assert rig.target.config.instances[0].concurrency == concurrency
+    await asyncio.sleep(0)
+    assert not task.done()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert caplog.text.count("ZeroDivisionError: told") == 4
+    caplog.clear()
+
+
+async def test_the_end_of_a_reload_that_was_cancelled_is_told(rig: Rig) -> None:
+    """Its beginning was."""
+    heard: list[str] = []
+    rig.reloader.on_begin = lambda: heard.append("begin")
+    rig.reloader.when_changed(lambda: heard.append("end"))
+    rig.target.go_on.clear()
+    rig.write(concurrency=2)
+    task = asyncio.create_task(rig.reloader.reload("test"))
+    while not rig.target.diary:
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert heard == ["begin", "end"]
+
+
+async def test_what_fails_for_a_reason_outside_the_file_is_tried_again(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By the watcher, which says so once; the file itself has to be changed before it is read again."""
+    rig.write(concurrency=2)
+    rig.target.trouble = ConfigError("port 80 is taken", retry_after_s=5)
+    for _ in range(3):
+        assert not await rig.reloader._by_watch()
+    assert caplog.text.count("port 80 is taken") == 1
+    await rig.reloader.reload("test")
+    assert caplog.text.count("port 80 is taken") == 2, "who asks is told"
+    rig.target.trouble = ConfigError("port 81 is taken, and each try is felt")
+    assert await rig.reloader._by_watch()
+    rig.target.trouble = None
+    assert await rig.reloader._by_watch()
+    assert rig.target.config.instances[0].concurrency == 2
+    rig.write(concurency=2)
+    assert await rig.reloader._by_watch()
 
 
 async def test_two_at_once_follow_one_another(rig: Rig) -> None:

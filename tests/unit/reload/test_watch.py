@@ -1,9 +1,13 @@
 """The file is looked at; what counts as a change, and when."""
 
 import asyncio
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from juggler.reload import watch
 from juggler.reload.source import Identity, identity_of
 from juggler.reload.watch import Watcher
 
@@ -18,9 +22,10 @@ async def changes(since: Identity | None, *looks: Identity | None) -> int:
     rest = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    async def changed() -> None:
+    async def changed() -> bool:
         nonlocal seen
         seen += 1
+        return True
 
     def look() -> Identity | None:
         if len(script) > 1:
@@ -62,6 +67,79 @@ async def test_what_is_written_in_steps_counts_once() -> None:
 
 async def test_back_to_what_it_was_while_it_settles_is_no_change() -> None:
     assert await changes(version(1), version(2), version(1), version(1)) == 0
+
+
+@pytest.mark.parametrize(("after_s", "expected"), [(0.0, 3), (60.0, 1)])
+async def test_a_change_that_could_not_be_taken_up_is_told_again(after_s: float, expected: int) -> None:
+    """After a while, and until it could be."""
+    told = 0
+    looks = 0
+
+    def look() -> Identity | None:
+        nonlocal looks
+        looks += 1
+        return version(2)
+
+    async def changed() -> bool:
+        nonlocal told
+        told += 1
+        return told == 3
+
+    watcher = Watcher(look, changed, since=version(1), look_every_s=0, stable_s=0, again_after_s=after_s)
+    task = asyncio.create_task(watcher.run())
+    async with asyncio.timeout(10):
+        while looks < 20:
+            await asyncio.sleep(0.001)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert told == expected
+
+
+async def test_another_change_does_not_wait_for_one_that_was_put_off() -> None:
+    versions = [version(2)]
+    told: list[Identity] = []
+    watcher: Watcher
+
+    async def changed() -> bool:
+        told.append(versions[0])
+        versions[0] = version(len(told) + 2)
+        return len(told) == 2
+
+    watcher = Watcher(lambda: versions[0], changed, since=version(1), look_every_s=0, stable_s=0, again_after_s=60)
+    task = asyncio.create_task(watcher.run())
+    async with asyncio.timeout(10):
+        while len(told) < 2:
+            await asyncio.sleep(0.001)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert told[:2] == [version(2), version(3)]
+
+
+async def test_on_a_disk_that_hangs_there_is_one_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may hang for days, and every look that is begun keeps a thread."""
+    monkeypatch.setattr(watch, "LOOK_LIMIT_S", 0.01)
+    release = threading.Event()
+    changed = asyncio.Event()
+    looks = 0
+
+    def look() -> Identity | None:
+        nonlocal looks
+        looks += 1
+        release.wait(20)
+        return version(2)
+
+    async def change() -> bool:
+        changed.set()
+        return True
+
+    watcher = Watcher(look, change, since=version(1), look_every_s=0.001, stable_s=0)
+    task = asyncio.create_task(watcher.run())
+    await asyncio.sleep(0.2)
+    assert looks == 1
+    release.set()
+    await asyncio.wait_for(changed.wait(), 10)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def test_identities(tmp_path: Path) -> None:

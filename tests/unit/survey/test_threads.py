@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from juggler.survey.threads import LOOK, in_thread
+from juggler.survey.threads import LOOK, OneLook, in_thread
 
 
 def test_results_and_errors_come_back() -> None:
@@ -39,3 +39,45 @@ def test_a_hanging_look_is_given_up_and_does_not_hold_up_the_end() -> None:
     for thread in threads:
         thread.join(5)
         assert not thread.is_alive()
+
+
+async def test_while_one_look_hangs_no_other_is_begun() -> None:
+    """Whoever looks every few seconds does not fill the machine with threads; afterwards all is as before."""
+    release = threading.Event()
+    begun = 0
+
+    def look() -> int:
+        nonlocal begun
+        begun += 1
+        release.wait(20)
+        return begun
+
+    one = OneLook(0.02)
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            await one.in_thread(look)
+    assert begun == 1
+    release.set()
+    for thread in [thread for thread in threading.enumerate() if thread.name == f"{LOOK} look"]:
+        thread.join(5)
+    assert await OneLook(5).in_thread(look) == 2
+    assert await one.in_thread(lambda: 3) == 3
+
+
+async def test_a_look_that_fails_is_followed_by_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = OneLook(5)
+
+    def fail() -> None:
+        raise FileNotFoundError("x")
+
+    with pytest.raises(FileNotFoundError):
+        await one.in_thread(fail)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading, "Thread", _no_thread)
+        with pytest.raises(RuntimeError, match="can't start"):
+            await one.in_thread(fail)
+    assert await one.in_thread(lambda: 1) == 1
+
+
+def _no_thread(**_: object) -> None:
+    raise RuntimeError("can't start new thread")

@@ -58,7 +58,7 @@ async function read(dry) {
 }
 
 function Outcome({ one }) {
-  const title = one.dry_run ? 'A reload would do this' : one.ok ? 'Reloaded' : 'Not reloaded, nothing was changed';
+  const title = one.dry_run ? 'A reload would do this' : one.ok ? 'Reloaded' : 'Not reloaded';
   return html`<${Notice} tone=${one.ok ? 'info' : 'bad'} title="${title}:">
     <bdi>${one.summary}</bdi> <span class="note">${dateTime(one.at)}, by ${one.by}</span>
     ${one.changes.length > 0 && html`<details open=${one.dry_run}><summary>${plural(one.changes.length, 'change')}</summary>
