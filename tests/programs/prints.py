@@ -19,7 +19,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path.startswith("/print?"):
-            print(f"\n{self.path.partition('?')[2]}", flush=True)
+            print(
+                f"\n{self.path.partition('?')[2]}\n", end="", flush=True
+            )  # in one piece, also where nothing is buffered
         self.send_response(200)
         self.send_header("Content-Length", "2")
         self.end_headers()
