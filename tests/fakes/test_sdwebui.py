@@ -410,7 +410,7 @@ async def test_a_click_counts_before_it_is_a_job(launcher: LocalLauncher, folder
     """Between the click and the job the page is asked for its data, and nothing else is to be seen: gradio 3."""
     async with started(launcher, folder) as running:
         port = running.handle.address.port
-        with Click(port, steps=20) as click:
+        with Click(port, steps=200) as click:
             await asyncio.to_thread(click.until, "send_hash")
             assert await running.backend.busy(running.caller)
             assert await asyncio.to_thread(click.result) == "image"
