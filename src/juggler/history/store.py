@@ -169,9 +169,9 @@ class HistoryStore:
             connection = self._opened()
             if pending:
                 self._write(connection, pending)
-                self._damages = 0
                 pending.clear()
                 self._prune_bytes(connection)
+                self._damages = 0
         except Exception as error:  # the thread goes on, whatever it was
             self._damages += isinstance(error, sqlite3.Error) and damaged(error)
             self._fail(error)

@@ -54,8 +54,11 @@ _HEADER = re.compile(
 """Schemes of many parts are masked to the end of the line."""
 _COOKIE = re.compile(r"cookie['\"]?\s*[:,]\s*(?:b?['\"])?()([\w!#$%&*+.^`|~-]{1,128}=[^\"'\x1b]+)")
 _BEARER = re.compile(r"bearer\s+()((?=[^\s]*\d)[a-z0-9._~+/=-]{8,})")
-_USERINFO = re.compile(r"://()(?![@\[])([^\s/\"'<>?#:\x1b]*(?::(?!\d{1,5}[/?#])[^\s\"'<>\x1b]{1,128})?)(?=@)")
-"""To the last ``@``: passwords have ``@`` and ``/`` in them too. A port and a path behind it are none."""
+_USERINFO = re.compile(
+    r"://()(?![@\[])([^\s/\"'<>?#:\x1b]*(?::(?!\d{1,5}[/?#])[^\s\"'<>\x1b]{1,128})?|[^\s/@\"'<>?#\x1b]+)(?=@)"
+)
+"""To the last ``@``: passwords have ``@`` and ``/`` in them too. A port and a path behind it are none. Tokens that are
+longer than passwords have neither."""
 _QUERY = re.compile(
     r"[?&](?:api[-_]?key|key|token|access[-_]token|auth|secret|password|passwd|pwd?|sig|signature|"
     r"client[-_]secret|refresh[-_]token|id[-_]token|"

@@ -146,7 +146,7 @@ class ClientConnection(ClosingConnection):
                 return True
             # Whoever waits for an answer keeps the connection open; this is how a client cancels.
             self._leave()
-            self._transport.abort()
+            self.abort()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -247,8 +247,7 @@ class ClientConnection(ClosingConnection):
         if half:
             self.reset()
         else:
-            self._is_cut = True
-            self._transport.abort()
+            self.abort()
 
     def finish(self) -> None:
         """Close after what was written, if it is idle."""
@@ -489,7 +488,7 @@ class ClientConnection(ClosingConnection):
             if self._state is not State.CLOSING:
                 # Cancelled, or a bug: nobody else would close it.
                 self._state = State.CLOSING
-                self._transport.abort()
+                self.abort()
 
     async def _answer(self, request: Request) -> None:
         head = request.head

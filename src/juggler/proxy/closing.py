@@ -58,14 +58,15 @@ class ClosingConnection(asyncio.Protocol):
         self._end_output()
 
     def abort(self) -> None:
+        """Cut the connection; what the kernel has of it is still sent."""
+        self._is_cut = True
         self._transport.abort()
 
     def reset(self) -> None:
         """Cut the connection so that the client sees an error, where a mere end would look like the answer's."""
         if not self._is_cut:
-            self._is_cut = True
             reset_when_closed(self._transport)
-        self._transport.abort()
+        self.abort()
 
     @property
     def unsent_bytes(self) -> int:
@@ -141,4 +142,4 @@ class ClosingConnection(asyncio.Protocol):
         try:
             self._transport.write_eof()
         except OSError:
-            self._transport.abort()  # the client has reset the connection, and the loop does not know it yet
+            self.abort()  # the client has reset the connection, and the loop does not know it yet

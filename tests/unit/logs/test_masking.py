@@ -49,6 +49,7 @@ JWT = "eyJhbGciOiJIUzI1NiJ9" + ".eyJzdWIiOiIxMjM0In0" + ".abc-DEF_123"
         ("https://bob:p@ss@host/x and redis://:pa/ss@host", "https://***@host/x and redis://***@host"),
         ("postgres://u:p?w@host/db, https://me@x.org:pw@host", "postgres://***@host/db, https://***@host"),
         ("https://token@host:8080/x", "https://***@host:8080/x"),
+        ("https://user:" + "ab1." * 90 + "@host/x", "https://***@host/x"),
         ("https://host/a?pw=abc&client_secret=d#x", "https://host/a?pw=***&client_secret=***#x"),
         ("https://host/a?token=abc&x=1 and ?key=z", "https://host/a?token=***&x=1 and ?key=***"),
         ("https://s3/a?X-Amz-Signature=00ff&y", "https://s3/a?X-Amz-Signature=***&y"),
