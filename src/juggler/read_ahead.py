@@ -46,10 +46,14 @@ class FileReader:
         self._clock = clock
         self._post = post
         self._reading: dict[InstanceId, asyncio.Task[None]] = {}
+        self._begun: dict[InstanceId, Sequence[str]] = {}
+        """What is being read; not of those whose task has not had its first turn."""
 
     def read_ahead(self, name: InstanceId) -> None:
         """Read an instance's files into the page cache; answered by ``FilesSeen`` in any case."""
-        self._reading[name] = asyncio.get_running_loop().create_task(self._read(name), name=f"read ahead {name}")
+        task = asyncio.get_running_loop().create_task(self._read(name), name=f"read ahead {name}")
+        self._reading[name] = task
+        task.add_done_callback(lambda task: self._ended(name, task))
 
     def stop(self, *, except_for: InstanceId | None = None) -> None:
         """End the readings under way: a load needs the disk for itself."""
@@ -58,8 +62,8 @@ class FileReader:
                 task.cancel()
 
     def leave(self, name: InstanceId) -> None:
-        """End the reading of one instance's files, if they are being read: it has others now, or is gone."""
-        if name in self._reading:
+        """End the reading of an instance's files if it has others now, or is gone."""
+        if name in self._begun and self._begun[name] != self._files(name):
             self._reading[name].cancel()
 
     async def look(self) -> None:
@@ -74,8 +78,16 @@ class FileReader:
                 size = sum(one.size_bytes for one in seen)
                 self._post(events.FilesSeen(self._clock.monotonic(), name, share, size))
 
+    def _ended(self, name: InstanceId, task: "asyncio.Task[None]") -> None:
+        """One that was stopped before its first turn has told nothing, and would be waited for."""
+        if self._reading.get(name) is task:
+            del self._reading[name]
+            instance = self._state.instances.get(name)
+            share = instance.cached if instance is not None else None
+            self._post(events.FilesSeen(self._clock.monotonic(), name, share or 0.0, 0, finished=True))
+
     async def _read(self, name: InstanceId) -> None:
-        files = self._files(name)
+        files = self._begun[name] = self._files(name)
         share, size = 0.0, 0
         try:
             seen = await self._launcher.cached(files)
@@ -90,6 +102,7 @@ class FileReader:
         finally:
             # Cut short by a load, it tells the share from before: how far it came is looked at when that load is done.
             self._reading.pop(name, None)
+            del self._begun[name]
             if self._files(name) != files:  # another configuration has taken its place
                 share, size = 0.0, 0
             self._post(events.FilesSeen(self._clock.monotonic(), name, share, size, finished=True))

@@ -134,6 +134,35 @@ async def test_a_reading_for_the_model_before_says_nothing_of_the_next(tmp_path:
         await asyncio.sleep(0)
         known = replace(it.keeper._known[A], files=("/models/other",))
         it.keeper.take(A, known)
-        await asyncio.sleep(1)
+        await asyncio.sleep(5)
         assert it.engine.scheduler.state.instances[A].cached in (None, 0.0)
         assert it.launcher.prefetched == []
+
+
+def _files(gpu: Gpu, backends: dict[str, Modelled]) -> None:
+    for file in ("/models/a", "/models/other"):
+        gpu.launcher.files[file] = (4 * 10**9, 0.5)
+    backends["a"].files = (Path("/models/a"),)
+
+
+@virtually
+async def test_a_reading_that_is_ordered_before_a_model_is_taken_up_is_of_its_files(tmp_path: Path) -> None:
+    """In the same turn, so it has not begun."""
+    async with machine(tmp_path, instance("a", GIB), sizes={"a": 0}, prepare=_files) as it:
+        it.engine.scheduler.state.reading = A
+        it.keeper.files.read_ahead(A)
+        it.keeper.take(A, replace(it.keeper._known[A], files=("/models/other",)))
+        await asyncio.sleep(5)
+        assert it.launcher.prefetched == ["/models/other"]
+        assert it.engine.scheduler.state.reading is None
+
+
+@virtually
+async def test_a_reading_that_is_stopped_before_it_begins_is_not_waited_for(tmp_path: Path) -> None:
+    async with machine(tmp_path, instance("a", GIB), sizes={"a": 0}, prepare=_files) as it:
+        it.engine.scheduler.state.reading = A
+        it.keeper.files.read_ahead(A)
+        it.keeper.files.stop()
+        await asyncio.sleep(5)
+        assert it.launcher.prefetched == []
+        assert it.engine.scheduler.state.reading is None

@@ -363,6 +363,9 @@ class ClientConnection(ClosingConnection):
             rest = self._feed_body(self._body, data)
         except FramingError as error:
             self._refuse(bad_body(error))
+        except Exception:
+            self.abort()  # or what comes next would be passed on behind a gap
+            raise
         else:
             if rest:
                 self._take(rest)
