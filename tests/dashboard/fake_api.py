@@ -23,6 +23,7 @@ from tests.dashboard.refresh_vendored import STATIC
 Json = dict[str, Any]
 COMMENT_S = 10
 FROZEN_S = 30
+HEARD_S = 5
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
@@ -62,7 +63,8 @@ class FakeApi:
         self.resumed: list[str | None] = []
         """The ``Last-Event-ID`` of every stream that was opened."""
         self._streams: set[queue.SimpleQueue[str | None]] = set()
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
+        """Of the streams and the number; notified when one is opened."""
         self._number = 0
         owner = self
 
@@ -116,7 +118,11 @@ class FakeApi:
         self.send("change", {"now_at": time.time(), "removed": removed, **changed})
 
     def send(self, event: str, data: Json) -> None:
+        """To everybody who listens; a page that is still about to is waited for, or it would never hear of this."""
         with self._lock:
+            if self.answers_streams.is_set():
+                heard = self._lock.wait_for(lambda: self._streams, HEARD_S)
+                assert heard, f"nobody listens to hear of {event}"
             self._number += 1
             text = f"id: {scenes.BOOT}-{self._number}\nevent: {event}\ndata: {json.dumps(data)}\n\n"
             for stream in self._streams:
@@ -126,6 +132,7 @@ class FakeApi:
         with self._lock:
             for stream in self._streams:
                 stream.put(None)
+            self._streams.clear()
 
     @contextlib.contextmanager
     def nobody_hears(self) -> Iterator[None]:
@@ -142,6 +149,7 @@ class FakeApi:
             data = json.dumps(self.status)
             stream.put(f"id: {scenes.BOOT}-{self._number}\nevent: snapshot\nretry: 200\ndata: {data}\n\n")
             self._streams.add(stream)
+            self._lock.notify_all()
         return stream
 
     def close_stream(self, stream: "queue.SimpleQueue[str | None]") -> None:

@@ -206,8 +206,9 @@ function expectLife() {
 
 async function again() {
   const pause = AGAIN_MS[Math.min(failures++, AGAIN_MS.length - 1)];
+  const ended = source;
   await get('status').catch(() => null); // an event source does not say that it was a 401: this call does
-  if (!loginNeeded.peek()) againTimer = setTimeout(connect, pause);
+  if (source === ended && !loginNeeded.peek()) againTimer = setTimeout(connect, pause);
 }
 
 effect(() => {
