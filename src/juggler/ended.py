@@ -1,5 +1,8 @@
 """What is known of a request, for who shows, records and counts them; see ``juggler.history``."""
 
+from collections import deque
+from collections.abc import Callable
+
 from juggler.ids import EndpointId, InstanceId, RequestId
 from juggler.proxy.contract import ExchangeResult, LeaseTiming, RequestInfo, Route
 
@@ -72,3 +75,28 @@ class EndedRequest:
     def load_s(self) -> float:
         """Seconds it waited while its instance was being loaded."""
         return self.timing.load_s
+
+
+class EndedRequests:
+    """Who is over, in order, until the recorder takes them."""
+
+    def __init__(self) -> None:
+        self._kept: deque[EndedRequest] = deque(maxlen=ENDED_KEPT)
+        self.on_first: Callable[[], None] | None = None
+        """Called when there was none and now is one. Must be quick."""
+        self.lost = 0
+        """How many were dropped before anybody took them."""
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def add(self, request: EndedRequest) -> None:
+        kept = len(self._kept)
+        self.lost += kept == ENDED_KEPT
+        self._kept.append(request)
+        if kept == 0 and self.on_first is not None:
+            self.on_first()
+
+    def take(self) -> EndedRequest:
+        """The oldest of them."""
+        return self._kept.popleft()

@@ -16,7 +16,7 @@ from typing import Any
 from juggler.backends.base import Address
 from juggler.clock import Clock
 from juggler.doubts import Doubts
-from juggler.ended import ENDED_KEPT, EndedRequest
+from juggler.ended import EndedRequest, EndedRequests
 from juggler.errors import BackendError, InvalidTransition, JugglerError
 from juggler.ids import EndpointId, InstanceId, RequestId
 from juggler.keeper import MemoryKeeper
@@ -79,14 +79,9 @@ class Engine:
         """Who has asked and is not answered yet."""
         self.leases: dict[RequestId, EngineLease] = {}
         """Who is let in and not over."""
-        self.ended_requests: deque[EndedRequest] = deque(maxlen=ENDED_KEPT)
-        """Who is over, in order, for the recorder to take."""
-        self.on_first_ended: Callable[[], None] | None = None
-        """Called when ``ended_requests`` was empty and is no longer. Must be quick."""
+        self.ended_requests = EndedRequests()
         self.on_first_lease: Callable[[], None] | None = None
         """Called when ``leases`` was empty and is no longer. Must be quick."""
-        self.ended_lost = 0
-        """Who is over and was dropped from ``ended_requests`` before anybody took it."""
         self._orders: dict[int, asyncio.Future[str]] = {}
         self._requests = itertools.count(1)
         self._order_ids = itertools.count(1)
@@ -313,20 +308,13 @@ class Engine:
             instance, timing = policy.instance, self._timing(policy.instance, asked_at)
         else:  # it was removed while the request waited
             instance, timing = InstanceId(route.endpoint), LeaseTiming(queue_s=now - asked_at)
-        self._note_end(EndedRequest(instance, route, info, asked_at, now, timing, code))
+        self.ended_requests.add(EndedRequest(instance, route, info, asked_at, now, timing, code))
 
     def over(self, lease: EngineLease) -> None:
         """A lease is given back; ``ended`` follows, unless that was said before."""
         self.leases.pop(lease.request, None)
         lease.ended_at = self._clock.monotonic()
-        self._note_end(lease)
-
-    def _note_end(self, request: EndedRequest) -> None:
-        kept = len(self.ended_requests)
-        self.ended_lost += kept == ENDED_KEPT
-        self.ended_requests.append(request)
-        if kept == 0 and self.on_first_ended is not None:
-            self.on_first_ended()
+        self.ended_requests.add(lease)
 
     def ended(self, request: RequestId, first_byte_at: float | None = None) -> None:
         """A forwarded request is over; its answer began at ``first_byte_at``, if it did."""

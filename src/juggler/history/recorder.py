@@ -102,7 +102,7 @@ class Recorder:
 
     def attach(self) -> None:
         """Have the engine tell this what happens."""
-        self._engine.on_first_ended = self.wake
+        self._engine.ended_requests.on_first = self.wake
         self._engine.on_first_lease = self.wake
         self._engine.scheduler.state.on_move = self._on_move
         self._decisions_seen = self._engine.scheduler.state.decisions_made
@@ -209,8 +209,8 @@ class Recorder:
         self._turn_day(now + offset)
         ended = self._engine.ended_requests
         for _ in range(len(ended)):  # those that end meanwhile are for the next look
-            self._take(ended.popleft(), batch, offset)
-        self.tallies.lost_requests = self._engine.ended_lost
+            self._take(ended.take(), batch, offset)
+        self.tallies.lost_requests = ended.lost
         self._take_decisions(batch)
         self.timeline.look(self._engine.scheduler.state.instances, now)
         if last or self.series.due(now + offset):

@@ -385,7 +385,7 @@ def test_more_than_can_be_taken_is_said_to_be_lost(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with recorded_world(tmp_path) as (world, history, _):
             for _ in range(ENDED_KEPT + 3):
-                world.engine._note_end(ended())
+                world.engine.ended_requests.add(ended())
             text = history.metrics().decode()
             assert "juggler_history_lost_requests_total 3.0" in text
             assert history.today()["requests"] == ENDED_KEPT
