@@ -142,12 +142,16 @@ class FakeApi:
         yield
         self.answers_streams.set()
 
-    def open_stream(self) -> "queue.SimpleQueue[str | None]":
-        """It begins with a snapshot, whose id is that of the last message before it."""
+    def open_stream(self, last_id: str | None) -> "queue.SimpleQueue[str | None]":
+        """It begins with a snapshot, whose id is that of the last message before it, or the time for who knows all."""
         stream: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         with self._lock:
-            data = json.dumps(self.status)
-            stream.put(f"id: {scenes.BOOT}-{self._number}\nevent: snapshot\nretry: 200\ndata: {data}\n\n")
+            identity = f"{scenes.BOOT}-{self._number}"
+            if last_id == identity:
+                stream.put(f'event: alive\nretry: 200\ndata: {{"now_at": {time.time()}}}\n\n')
+            else:
+                data = json.dumps(self.status)
+                stream.put(f"id: {identity}\nevent: snapshot\nretry: 200\ndata: {data}\n\n")
             self._streams.add(stream)
             self._lock.notify_all()
         return stream
@@ -290,8 +294,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         if not self.api.answers_streams.wait(FROZEN_S):
             return
-        self.api.resumed.append(self.headers.get("Last-Event-ID"))
-        stream = self.api.open_stream()
+        last_id = self.headers.get("Last-Event-ID")
+        self.api.resumed.append(last_id)
+        stream = self.api.open_stream(last_id)
         try:
             self.send_response(200)
             self.send_header("Content-Type", "text/event-stream")

@@ -69,6 +69,19 @@ def test_a_cut_stream_goes_on_where_it_was(api: FakeApi, open_page: Open) -> Non
     expect(page.get_by_text("Connection lost.")).to_have_count(0)
 
 
+def test_the_clock_goes_on_after_a_cut(api: FakeApi, open_page: Open) -> None:
+    """Who missed nothing gets no snapshot, and nothing may happen for long: the seconds are counted all the same."""
+    page = open_page("queue")
+    waits = page.get_by_role("row", name="no. 71").get_by_role("cell").nth(2)
+    expect(waits).to_be_visible()
+    api.cut_streams()
+    eventually(lambda: len(api.resumed) > 1, "the browser connects again")
+    expect(page.locator(".live")).to_have_text("Live")
+    before = waits.inner_text()
+    expect(waits).not_to_have_text(before)
+    assert api.resumed[1] is not None
+
+
 def test_a_stream_that_died_silently_is_noticed(api: FakeApi, open_page: Open) -> None:
     """A frozen juggler, or a network that went away: nothing arrives, and nothing says that nothing will."""
     page = open_page(clock=True)
@@ -130,6 +143,23 @@ def test_a_key_that_is_asked_for_later_ends_the_stream(api: FakeApi, open_page: 
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", name="History")).to_be_visible()
     expect(page.locator(".live")).to_have_text("Live")
+
+
+def test_while_the_key_is_asked_for_no_stream_is_tried(api: FakeApi, open_page: Open) -> None:
+    """Not even one that was planned before."""
+    page = open_page(clock=True)
+    expect(page.locator(".live")).to_have_text("Live")
+    api.refuses_streams = True
+    with page.expect_response(re.compile("/api/v1/status")):  # once the browser's own attempt was refused
+        api.cut_streams()
+    api.key = "open sesame"
+    page.get_by_role("link", name="History").click()
+    expect(page.get_by_label("Key", exact=True)).to_be_focused()
+    asked: list[str] = []
+    page.on("request", lambda one: asked.append(one.url))
+    page.clock.run_for(20_000)
+    expect(page.locator(".live")).to_have_text("Connecting")
+    assert not [url for url in asked if url.endswith("/events")]
 
 
 def test_by_keyboard_alone(api: FakeApi, open_page: Open) -> None:

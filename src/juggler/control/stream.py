@@ -27,10 +27,8 @@ _log = logging.getLogger("juggler.control")
 
 TICK_S = 0.25
 ALIVE_EVERY_S = 10 * SECONDS
-"""So long without a message an empty one tells the reader that the stream is alive."""
+"""So long without a message one that has only the time tells the reader that the stream is alive."""
 
-_ALIVE = b"event: alive\ndata: {}\n\n"
-"""Without an id, so it changes nothing for who resumes; browsers keep comments to themselves."""
 RING_MESSAGES = 512
 RING_BYTES = 4 * MIB
 PIECE_BYTES = 64 * KIB
@@ -171,6 +169,7 @@ class EventStream:
                 self._look()
             position = self._position(last_id)
             yield b"retry: 1000\n\n"
+            resumed = position is not None
             while not self._closed:
                 if position is None:
                     position, data = self._number, self._snapshot()
@@ -185,12 +184,15 @@ class EventStream:
                     yield b"".join([message.data for message in messages])
                     if position < self._number:
                         continue
+                if resumed:  # its clock stood while it was away, and what it missed has old times
+                    resumed = False
+                    yield _alive()
                 if not news.is_set() and not self._closed:
                     try:
                         async with asyncio.timeout(ALIVE_EVERY_S):
                             await news.wait()
                     except TimeoutError:
-                        yield _ALIVE
+                        yield _alive()
         finally:
             self._readers.discard(news)
             self._unwanted_since = asyncio.get_running_loop().time()
@@ -300,6 +302,11 @@ def _steady(item: Item) -> Item:
     if isinstance(error := steady.get("error"), dict):
         steady["error"] = _steady(error)
     return steady
+
+
+def _alive() -> bytes:
+    """Without an id, so it changes nothing for who resumes; browsers keep comments to themselves."""
+    return b'event: alive\ndata: {"now_at":%.3f}\n\n' % time.time()
 
 
 def _event(identity: str, name: str, data: Mapping[str, object]) -> bytes:

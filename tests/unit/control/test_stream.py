@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
 from typing import Any, cast
@@ -81,8 +82,17 @@ class Reader:
                 self._here = piece.removesuffix("\n\n").split("\n\n")
             event = self._here.pop(0)
             fields = dict(line.split(": ", 1) for line in event.split("\n") if not line.startswith(":"))
-            if "event" in fields:
+            if "id" in fields:
                 return fields["id"], fields["event"], json.loads(fields["data"])
+
+    async def alive(self) -> Any:
+        """What the next event says, which has no id."""
+        async with asyncio.timeout(10):
+            while (piece := (await anext(self._pieces)).decode()).startswith("retry"):
+                pass
+        head, _, data = piece.removesuffix("\n\n").partition("\ndata: ")
+        assert head == "event: alive"
+        return json.loads(data)
 
     async def close(self) -> None:
         await cast(Any, self._pieces).aclose()
@@ -255,13 +265,22 @@ async def test_nobody_looks_nothing_is_done(world: World, monkeypatch: pytest.Mo
     await again.close()
 
 
-async def test_while_nothing_happens_an_empty_event_shows_life(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_while_nothing_happens_the_time_shows_life(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ALIVE_EVERY_S", 0.02)
     reader = Reader(world)
     await reader.next()
-    async with asyncio.timeout(10):
-        assert await anext(reader._pieces) == b"event: alive\ndata: {}\n\n"
+    assert set(await reader.alive()) == {"now_at"}
     await reader.close()
+
+
+async def test_who_missed_nothing_is_told_the_time(world: World) -> None:
+    """Its clock stood while it was away, and nothing else may come for long."""
+    reader = Reader(world)
+    identity, _, _ = await reader.next()
+    again = Reader(world, identity)
+    assert (await again.alive())["now_at"] == pytest.approx(time.time(), abs=60)
+    await reader.close()
+    await again.close()
 
 
 async def test_there_is_room_for_so_many(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -215,6 +215,7 @@ effect(() => {
   if (!loginNeeded.value) return;
   source?.close();
   clearTimeout(lostTimer);
+  clearTimeout(againTimer);
   lostTimer = 0;
   clock = null;
   stream.value = 'connecting';
