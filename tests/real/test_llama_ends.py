@@ -26,7 +26,7 @@ LONG = {"n_predict": 3500, "max_tokens": 3500, "ignore_eos": True, "stream": Tru
 @contextmanager
 def reading(juggler: Juggler, path: str, body: dict[str, Any], **headers: str) -> Iterator[http.client.HTTPResponse]:
     """A stream that has begun; leaving hangs up."""
-    connection = http.client.HTTPConnection("127.0.0.1", juggler.port, timeout=40)
+    connection = http.client.HTTPConnection("127.0.0.1", juggler.port, timeout=60)
     try:
         connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json", **headers})
         answer = connection.getresponse()
@@ -40,7 +40,7 @@ def reading(juggler: Juggler, path: str, body: dict[str, Any], **headers: str) -
 def in_background(juggler: Juggler, path: str) -> tuple[threading.Thread, list[Answer]]:
     answers: list[Answer] = []
     thread = threading.Thread(
-        target=lambda: answers.append(juggler.ask("POST", path, {"prompt": "x", "n_predict": 2}, timeout_s=60))
+        target=lambda: answers.append(juggler.ask("POST", path, {"prompt": "x", "n_predict": 2}, timeout_s=180))
     )
     thread.start()
     return thread, answers
@@ -60,29 +60,26 @@ def pid_of(juggler: Juggler) -> int:
 
 
 def works(juggler: Juggler) -> bool:
-    answer = juggler.ask("GET", "/a/slots")
+    answer = juggler.ask("GET", "/a/slots", timeout_s=60)
     return answer.status == 200 and any(slot.get("is_processing") for slot in answer.json())
 
 
+@pytest.mark.timeout(240)
 def test_a_generation_that_outlives_its_request_is_not_cut(tmp_path: Path) -> None:
     """With ``X-Conversation-Id`` the server goes on when the client has left (backends.md 2.5): a swap waits for it."""
     with running(tmp_path, two_llamas(tmp_path)) as juggler:
         chat = {"messages": [{"role": "user", "content": "Hello"}], **LONG}
         with reading(juggler, "/a/v1/chat/completions", chat, **{"X-Conversation-Id": "c"}):
-            pass
-        assert works(juggler)
-        thread, answers = in_background(juggler, "/b/completion")
-        seen = []
+            thread, answers = in_background(juggler, "/b/completion")
+            eventually(lambda: juggler.instance("S/b")["waiting"], "the other one is asked for")
         while thread.is_alive() and works(juggler):
-            seen.append(len(answers))
+            assert not answers, "answered while the other was at work"
             thread.join(0.2)
-        thread.join(60)
-        assert seen
-        assert not any(seen), "answered while the other was at work"
+        thread.join(180)
         assert answers[0].status == 200
         saved = list((tmp_path / "state" / "kv").rglob("*.json"))
         tokens = [slot["tokens"] for file in saved for slot in json.loads(file.read_text())["slots"]]
-        assert max(tokens) > 3000, "the generation ended early"
+        assert max(tokens, default=0) > 3000, "the generation was cut"
 
 
 def test_killed_while_it_answers(tmp_path: Path) -> None:

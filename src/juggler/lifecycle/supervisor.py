@@ -59,6 +59,9 @@ SPAWN_CANCEL_LIMIT_S = 5 * SECONDS
 """For a start that nobody wants any more, to say whether there is a process to kill."""
 
 BUSY_LIMIT_S = 5 * SECONDS
+SILENCES_MOST = 3
+"""A backend that does not say in time whether it works is taken to work, until it kept silent so often in a row."""
+
 STOP_SLACK_S = 10 * SECONDS
 """Beyond the grace times of the ladder; a launcher's own bound is 5 s beyond them."""
 
@@ -82,6 +85,7 @@ class _Launch:
     """The same handle, where the process is somebody else's."""
     unsaved: bool = False
     """Ready, and since then ``before_stop`` has not been through: there may be state worth saving."""
+    silences: int = 0  # how often in a row it has not said whether it is busy
 
 
 class Supervisor:
@@ -475,13 +479,19 @@ class Supervisor:
         busy = False
         try:
             busy = await self._unless_stopped(launch.generation, asking, BUSY_LIMIT_S)
+            launch.silences = 0
         except Interrupted:
             return
         except ProcessEnded as ended:
             await self._on_unexpected_end(launch, ended.report)
             return
-        except (OSError, BackendError) as error:  # includes TimeoutError
-            _log.warning("%s could not be asked whether it is busy: %s", self.instance, error or "no answer")
+        except TimeoutError as error:
+            launch.silences += 1
+            busy = launch.silences < SILENCES_MOST
+            word = "is taken to be busy" if busy else "counts as idle"
+            _log.warning("%s did not say whether it works, and %s: %s", self.instance, word, error or "no answer")
+        except (OSError, BackendError) as error:
+            _log.warning("%s could not be asked whether it is busy: %s", self.instance, error)
         except Exception:
             _log.exception("%s: the %s module failed in busy", self.instance, self._backend.type_name)
         self._reports.busy_probed(self.instance, launch.generation, bool(busy))
