@@ -67,7 +67,10 @@ def works(juggler: Juggler) -> bool:
 @pytest.mark.timeout(240)
 def test_a_generation_that_outlives_its_request_is_not_cut(tmp_path: Path) -> None:
     """With ``X-Conversation-Id`` the server goes on when the client has left (backends.md 2.5): a swap waits for it."""
-    with running(tmp_path, two_llamas(tmp_path)) as juggler:
+    config = two_llamas(tmp_path)
+    for endpoint in config["servers"][0]["endpoints"]:
+        endpoint["parameters"] += ["-t", "1"]  # two threads wait for each other for ever on a busy machine
+    with running(tmp_path, config) as juggler:
         chat = {"messages": [{"role": "user", "content": "Hello"}], **LONG}
         with reading(juggler, "/a/v1/chat/completions", chat, **{"X-Conversation-Id": "c"}):
             thread, answers = in_background(juggler, "/b/completion")
