@@ -241,8 +241,12 @@ def test_a_backend_that_says_it_is_busy_is_asked_again_before_it_is_taken() -> N
     script = Script(exclusive(A, probes_busy=True), exclusive(B))
     script.load(A)
     assert script.arrive(B) == [c.ProbeBusy(A, 1)]
+    script.tick(0.1)
     assert script.post(e.BusyProbed(script.now, A, 1, True)) == []
+    at_work = "a: at work, as the backend itself says"
+    assert outlook(script.scheduler.state, script.at(B), script.now).why == at_work
     assert script.tick(3) == [c.ProbeBusy(A, 1)]
+    assert outlook(script.scheduler.state, script.at(B), script.now).why == at_work
     assert script.post(e.BusyProbed(script.now, A, 1, False)) == [c.StopInstance(A, 1)]
 
 

@@ -108,12 +108,12 @@ class Valuation:
             return Verdict(ready_at + residence_s, f"{victim.residency.value}, and requests wait for it")
         if victim.residency not in UP:
             return Verdict(self.now, victim.residency.value)
+        if victim.unused and victim.works_by_its_own_word:
+            return Verdict(self.now, "at work, as the backend itself says")
         if victim.gate is not None:
             return Verdict(self.now, "idle" if victim.unused else "it finishes what it has begun")
         round_trip = self.round_trip_s(victim, wanting)
         due = wanting.queue.earliest_due()
-        if victim.unused and victim.works_by_its_own_word:
-            return Verdict(self.now, "at work, as the backend itself says")
         if victim.unused:
             hold_s = self._hold_s(victim, wanting, round_trip, due)
             return Verdict(self.now + hold_s, "held for a client that is likely to return" if hold_s else "idle")
