@@ -105,7 +105,7 @@ def untaken_by_peer(transport: asyncio.Transport) -> int:
     """
     size = transport.get_write_buffer_size()
     if size and sys.platform == "linux":
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # ValueError: it has just been closed
             (queued,) = struct.unpack("i", fcntl.ioctl(transport.get_extra_info("socket"), termios.TIOCOUTQ, bytes(4)))
             size += queued
     return size
