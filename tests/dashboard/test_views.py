@@ -218,6 +218,7 @@ def test_the_timeline_shows_states_and_who_gave_way(api: FakeApi, open_page: Ope
     assert lane.locator(".span").first.get_attribute("aria-label") is not None
     expect(page.get_by_text("vision and coder took turns 4 times")).to_be_visible()
     assert page.locator("main").inner_text().count("more memory") == 1
+    expect(page.locator("main code")).to_have_text("scheduler.dial: throughput")
     given = page.get_by_role("region", name="Who gave way")
     expect(given.get_by_role("listitem")).to_have_count(5)
     expect(given).not_to_contain_text("mixtral")

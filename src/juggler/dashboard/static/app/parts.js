@@ -32,6 +32,9 @@ const FILLED = {
   auto: 'M8 1.25a6.75 6.75 0 1 0 0 13.5a6.75 6.75 0 0 0 0-13.5zM8 2.75v10.5a5.25 5.25 0 0 1 0-10.5z',
 };
 
+// Words of the juggler for people: what stands in backticks is a word of a configuration or a command.
+export const prose = (text) => text.split(/`([^`]+)`/).map((part, index) => (index % 2 ? html`<code>${part}</code>` : part));
+
 export function Icon({ name, class: more = '' }) {
   const filled = FILLED[name];
   return html`<svg class="icon ${more}" viewBox="0 0 16 16" width="16" height="16" aria-hidden="true" focusable="false">

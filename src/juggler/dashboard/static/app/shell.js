@@ -2,7 +2,7 @@
 import { act, call, dismiss, loginNeeded, said, toasts } from './api.js';
 import { duration, plural, time } from './format.js';
 import { html, render, signal, useEffect, useRef, useSignal } from './html.js';
-import { Icon, Notice } from './parts.js';
+import { Icon, Notice, prose } from './parts.js';
 import { boot, connect, listeners, meta, now, stream } from './store.js';
 import { link, route, VIEWS } from './views.js';
 
@@ -184,7 +184,7 @@ function Toasts() {
   return html`<div class="toasts" role="alert" aria-live="assertive" aria-atomic="false">
     ${toasts.value.map((one) => html`<div key=${one.id} class="toast tone-${one.tone}">
       <${Icon} name=${one.tone === 'bad' ? 'failed' : 'ready'} />
-      <div><strong>${one.title}</strong><p>${one.text}</p>${one.hint && html`<p class="note">${one.hint}</p>`}</div>
+      <div><strong>${one.title}</strong><p>${prose(one.text)}</p>${one.hint && html`<p class="note">${prose(one.hint)}</p>`}</div>
       <button type="button" class="quiet bare" aria-label="Dismiss" onClick=${() => dismiss(one.id)}><${Icon} name="cross" /></button>
     </div>`)}
   </div>`;

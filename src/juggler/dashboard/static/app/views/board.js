@@ -2,7 +2,7 @@
 import { call, endpointPath } from '../api.js';
 import { amounts, duration, isExclusive, percent, plural, size } from '../format.js';
 import { html, useRef } from '../html.js';
-import { Action, Ago, Cell, Empty, Head, Icon, Name, Notice, Row, State, Swatch, Table, useWidth } from '../parts.js';
+import { Action, Ago, Cell, Empty, Head, Icon, Name, Notice, Row, State, Swatch, Table, prose, useWidth } from '../parts.js';
 import { endpoints, hueOf, instances, isComing, isLeaving, isUp, meta, now, pools, stateOf, waitingCount } from '../store.js';
 import { hasView, link } from '../views.js';
 
@@ -231,8 +231,8 @@ function Open({ endpoint }) {
 function Failure({ error, seenAt }) {
   const again = error.retry_in_s > 0 ? seenAt + error.retry_in_s - now.value : 0;
   return html`<div class="trouble tone-bad"><${Icon} name="failed" /><div>
-    <p><strong>${error.message}</strong>${error.exit_status != null && ` (exit status ${error.exit_status})`}</p>
-    ${error.hint && html`<p>${error.hint}</p>`}
+    <p><strong>${prose(error.message)}</strong>${error.exit_status != null && ` (exit status ${error.exit_status})`}</p>
+    ${error.hint && html`<p>${prose(error.hint)}</p>`}
     ${again > 0 && html`<p class="note">Tried again in ${duration(again)}, or when you press Load.</p>`}
     ${error.log_tail?.length > 0 && html`<details><summary>Its last ${plural(error.log_tail.length, 'line')}</summary>
       <pre tabindex="0" aria-label="Last lines of its log">${error.log_tail.join('\n')}</pre></details>`}

@@ -2,7 +2,7 @@
 import { API, call, get } from '../api.js';
 import { dateTime, plural } from '../format.js';
 import { html, useEffect, useSignal } from '../html.js';
-import { Action, Ago, Choice, Empty, Head, Icon, Notice } from '../parts.js';
+import { Action, Ago, Choice, Empty, Head, Icon, Notice, prose } from '../parts.js';
 import { meta } from '../store.js';
 
 const DEADLINE_MS = 90000; // looks at model files and certificates take their time
@@ -60,15 +60,15 @@ async function read(dry) {
 function Outcome({ one }) {
   const title = one.dry_run ? 'A reload would do this' : one.ok ? 'Reloaded' : 'Not reloaded';
   return html`<${Notice} tone=${one.ok ? 'info' : 'bad'} title="${title}:">
-    <bdi>${one.summary}</bdi> <span class="note">${dateTime(one.at)}, by ${one.by}</span>
+    <bdi>${prose(one.summary)}</bdi> <span class="note">${dateTime(one.at)}, by ${one.by}</span>
     ${one.changes.length > 0 && html`<details open=${one.dry_run}><summary>${plural(one.changes.length, 'change')}</summary>
       <ul>${one.changes.map((change, index) => html`<li key=${index}><bdi>${change.kind} ${change.name}</bdi>: ${change.change}${change.what?.length > 0 && ` (${change.what.join(', ')})`}</li>`)}</ul></details>`}
     ${one.problems.length > 0 && html`<${Problems} all=${one.problems} />`}<//>`;
 }
 
 const Problems = ({ all }) => html`<ul class="problems">${all.map((one, index) => html`<li key=${index} class="trouble tone-${one.severity === 'error' ? 'bad' : 'warn'}">
-  <${Icon} name="failed" /><div><strong>${one.severity}</strong>${one.line != null && html` <span class="target">${one.line}:${one.column}</span>`} <bdi>${one.message}</bdi>
-    ${one.hint && html`<p class="note">${one.hint}</p>`}${one.excerpt && html`<pre>${one.excerpt}</pre>`}</div></li>`)}</ul>`;
+  <${Icon} name="failed" /><div><strong>${one.severity}</strong>${one.line != null && html` <span class="target">${one.line}:${one.column}</span>`} <bdi>${prose(one.message)}</bdi>
+    ${one.hint && html`<p class="note">${prose(one.hint)}</p>`}${one.excerpt && html`<pre>${one.excerpt}</pre>`}</div></li>`)}</ul>`;
 
 function Listing({ text, problems }) {
   const wrong = new Map(problems.map((one) => [one.line, one.severity]));

@@ -2,7 +2,7 @@
 import { get } from '../api.js';
 import { dateTime, duration, hour, time } from '../format.js';
 import { html, useComputed, useEffect, useRef, useSignal } from '../html.js';
-import { At, Cell, Choice, Empty, Head, Name, Notice, State, Swatch, Table, useWidth } from '../parts.js';
+import { At, Cell, Choice, Empty, Head, Name, Notice, State, Swatch, Table, prose, useWidth } from '../parts.js';
 import { gaps, hueOf, instances, now, spans as live, stateOf } from '../store.js';
 
 const RANGES = [['900', '15 min'], ['3600', '1 h'], ['86400', '24 h']];
@@ -38,7 +38,7 @@ export default function Timeline() {
     <//>
     ${failure.value && html`<${Notice} tone="bad" title="The past could not be fetched.">${failure.value}<//>`}
     ${thrash.map((one) => html`<${Notice} key=${one.instances.join()} tone="warn" title="They push each other out.">
-      <bdi>${one.text}</bdi><//>`)}
+      <bdi>${prose(one.text)}</bdi><//>`)}
     ${shown.value.length === 0
       ? answer.value && html`<${Empty} title="Nothing happened">No instance was loaded or unloaded in this time.<//>`
       : form.value === 'chart'
