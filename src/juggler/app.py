@@ -18,7 +18,7 @@ from juggler.control.steering import Steering
 from juggler.descriptors import told_in_moderation
 from juggler.engine import Engine
 from juggler.errors import ConfigError
-from juggler.ids import InstanceId
+from juggler.ids import EndpointId, InstanceId
 from juggler.keeper import MemoryKeeper
 from juggler.lifecycle.launcher import Launcher
 from juggler.lifecycle.local import LocalLauncher
@@ -229,12 +229,12 @@ class App:
 
     def change(self, wanted: ReloadPlan, prepared: Prepared) -> None:
         """Take it up, in one turn of the loop."""
+        before, after = _instances(self.config), _instances(wanted.config)
         self._world.change(wanted, prepared.coming)
         self._doors.change(wanted, prepared.doors)
         self.config = wanted.config
         prepared.went_live.set()
-        endpoints = [one for server in wanted.config.servers for one in server.endpoints]
-        self.warmup.change(wanted.config.warmup, {one.id for one in endpoints if one.instance in prepared.coming})
+        self.warmup.change(wanted.config.warmup, before, after, prepared.coming)
         if self._warming.done():
             self._warm_up()
 
@@ -292,6 +292,11 @@ class App:
         else:
             host, port = self.control.addresses[0]
             _log.info("dashboard and API on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+
+
+def _instances(config: ResolvedConfig) -> dict[EndpointId, InstanceId]:
+    """Where its endpoints lead."""
+    return {one.id: one.instance for server in config.servers for one in server.endpoints}
 
 
 def _make_private(directory: Path) -> None:

@@ -26,6 +26,7 @@ from juggler.looks import Looks
 from juggler.proxy.contract import LeaseTiming, RequestInfo, Route
 from juggler.proxy.upstream import UpstreamPool
 from juggler.proxy.wishes import NO_WISHES, Wishes
+from juggler.renames import Named, Renames
 from juggler.routing.traffic import TrafficClass
 from juggler.scheduler import commands, events
 from juggler.scheduler.admission import answers_light, removed_error
@@ -64,7 +65,7 @@ class Engine:
     ) -> None:
         self.scheduler = scheduler
         self.endpoints = dict(endpoints)
-        self.renamed: Mapping[EndpointId, EndpointId] = {}  # by the last reload, for requests that were routed before
+        self.renames = Renames()
         self.supervisors: dict[InstanceId, Supervisor] = {}
         self.keeper: MemoryKeeper | None = None
         """Knows the memory; None: only what was declared."""
@@ -145,17 +146,17 @@ class Engine:
         Raises:
             JugglerError: It is refused; the error says why and whether to come back.
         """
-        asked_at = self.now()
+        asked_at, named = self.now(), self._named(route.endpoint)
         try:
-            return await self._acquire(route, request, asked_at)
+            return await self._acquire(route, named, request, asked_at)
         except JugglerError as error:
-            self._refused(route, request, asked_at, error.code)
+            self._refused(named.on(route), request, asked_at, error.code)
             raise
         except asyncio.CancelledError:
-            self._refused(route, request, asked_at, None)
+            self._refused(named.on(route), request, asked_at, None)
             raise
 
-    async def _acquire(self, route: Route, request: RequestInfo, asked_at: float) -> EngineLease:
+    async def _acquire(self, route: Route, named: Named, request: RequestInfo, asked_at: float) -> EngineLease:
         kind = _KINDS[route.traffic]
         if route.traffic is TrafficClass.START and self.answers(route.endpoint):
             kind = events.Kind.LIGHT
@@ -163,13 +164,13 @@ class Engine:
             await self.opened.wait()
         client = request.who if kind is events.Kind.WORK else ""
         for _ in range(GRANTS_MOST):
-            served_by = self._policy(route.endpoint).instance
+            served_by = self._policy(named.id).instance
             if self.scheduler.state.instances[served_by].residency is Residency.READY:
                 await self._doubts.cleared(served_by)
-            request_id, instance = await self._ask(route.endpoint, kind, request, request.wishes, client)
+            request_id, instance = await self._ask(named.id, kind, request, request.wishes, client)
             pool = await self._pool_of(instance, request_id)
             if pool is not None:
-                timing, now = self._timing(instance, asked_at), self.now()
+                timing, now, route = self._timing(instance, asked_at), self.now(), named.on(route)
                 lease = EngineLease(self, request_id, instance, pool, route, request, timing, asked_at, now)
                 self._let_in(lease)
                 return lease
@@ -202,13 +203,17 @@ class Engine:
         """Monotonic seconds, as in every event."""
         return self._clock.monotonic()
 
+    def _named(self, endpoint: EndpointId) -> Named:
+        """What a request was routed to, perhaps a while ago: then by a name that may be gone."""
+        return Named(self.renames, endpoint if endpoint in self.endpoints else self.renames.present(endpoint))
+
     def _policy(self, endpoint: EndpointId) -> EndpointPolicy:
-        """Of an endpoint that a request was routed to, perhaps a while ago.
+        """Of an endpoint by its name of today.
 
         Raises:
             EndpointRemoved: A new configuration does not have it any more.
         """
-        policy = self.endpoints.get(endpoint) or self.endpoints.get(self.renamed.get(endpoint, endpoint))
+        policy = self.endpoints.get(endpoint)
         if policy is None:
             raise removed_error(endpoint.partition("/")[2])
         return policy
@@ -219,12 +224,12 @@ class Engine:
         Raises:
             EndpointRemoved: There is no such endpoint any more.
         """
-        return answers_light(self.scheduler.state.instances[self._policy(endpoint).instance])
+        return answers_light(self.scheduler.state.instances[self._policy(self._named(endpoint).id).instance])
 
     def outlook(self, endpoint: EndpointId) -> Outlook:
         """What those who wait for the endpoint wait for, and for how long."""
         state = self.scheduler.state
-        return outlook(state, state.instances[self._policy(endpoint).instance], self.now())
+        return outlook(state, state.instances[self._policy(self._named(endpoint).id).instance], self.now())
 
     def asks(self, instance: InstanceId) -> bool:
         """Whether the backend is asked if it works before its memory is taken."""
@@ -240,8 +245,9 @@ class Engine:
         Raises:
             JugglerError: It cannot be loaded.
         """
+        named = self._named(endpoint)
         await self.opened.wait()
-        await self._ask(endpoint, events.Kind.LOAD, None, NO_WISHES, asker, patience_s)
+        await self._ask(named.id, events.Kind.LOAD, None, NO_WISHES, asker, patience_s)
 
     async def _ask(
         self,
@@ -252,16 +258,16 @@ class Engine:
         client: str,
         patience_s: float | None = None,
     ) -> tuple[RequestId, InstanceId]:
-        policy = self._policy(endpoint)
+        named, policy = Named(self.renames, endpoint), self._policy(endpoint)
         if kind in (events.Kind.WORK, events.Kind.LOAD):
             await self._looks.for_program(self.scheduler.state.instances[policy.instance])
-            policy = self._policy(endpoint)  # a new configuration may have come meanwhile
+            policy = self._policy(named.id)  # a new configuration may have come meanwhile
         priority = policy.priority_of(wishes)
         timeout_s = policy.timeout_s if patience_s is None else patience_s
         if wishes.max_wait_s is not None:
             timeout_s = min(timeout_s, wishes.max_wait_s)
         request_id = RequestId(next(self._requests))
-        waiter = self.waiters[request_id] = Waiter(endpoint, info, client, self._clock.monotonic())
+        waiter = self.waiters[request_id] = Waiter(named.id, info, client, self._clock.monotonic())
         self.post(
             events.RequestArrived(
                 self._clock.monotonic(),

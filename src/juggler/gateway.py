@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import replace
 from typing import Protocol
 
+from juggler.config.resolve import endpoint_id
 from juggler.engine import Engine
 from juggler.page_waits import PageWaits
 from juggler.proxy.contract import Lease, LocalResponse, RequestInfo, Route
@@ -25,7 +26,7 @@ class Anteroom:
 
     Args:
         engine: Whom they wait for then.
-        went_live: Set at that moment. If it never is, the listener is closed, and its requests with it.
+        went_live: Set at that moment, or when that configuration is given up; then the engine tells what there is.
     """
 
     def __init__(self, engine: Engine, went_live: asyncio.Event) -> None:
@@ -67,6 +68,9 @@ class EndpointGateway:
         return self._engine.try_acquire(route, request)
 
     async def acquire(self, route: Route, request: RequestInfo) -> Lease | LocalResponse:
+        endpoint = endpoint_id(self._table.server_name, route.endpoint_name)
+        if endpoint != route.endpoint:  # it was routed before this server got another name, which may be another's now
+            route = replace(route, endpoint=endpoint)
         if route.bare:
             redirect = slash_redirect(route, request)
             if redirect is not None:

@@ -121,10 +121,8 @@ class MemoryKeeper:
             _log.warning("not all of the machine and the models could be looked at within %.0f s", OPEN_LIMIT_S)
         for trouble in self._machine.troubles:
             _log.warning("%s", trouble)
-        for name, known in self._known.items():
-            remembered = self._remembered(known)
-            if remembered is not None:
-                self._state.instances[name].estimates.restore(remembered.times)
+        for name in self._known:
+            self.recall(name)
         capacity = self._capacity()
         if capacity is None:
             return  # one exclusive pool, as the scheduler was made
@@ -230,11 +228,15 @@ class MemoryKeeper:
         return self.informed(spec, replace(known, config=config))
 
     def take(self, name: InstanceId, known: Known) -> None:
-        """A new instance is there, perhaps in the place of another."""
+        """A new instance is there, perhaps in the place of another, or is about to be."""
         self._known[name] = known
         self.files.leave(name)
-        remembered = self._remembered(known)
-        if remembered is not None:
+        self.recall(name)
+
+    def recall(self, name: InstanceId) -> None:
+        """What was learned of an instance's times in earlier runs, once it is there."""
+        remembered = self._remembered(self._known[name])
+        if remembered is not None and name in self._state.instances:
             self._state.instances[name].estimates.restore(remembered.times)
 
     def forget(self, name: InstanceId) -> None:

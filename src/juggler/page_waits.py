@@ -22,6 +22,7 @@ from juggler.proxy.contract import ExchangeResult, Lease, LocalResponse, Request
 from juggler.proxy.page import waiting_page
 from juggler.proxy.reader import Reader, reader_of
 from juggler.proxy.wishes import NO_WISHES
+from juggler.renames import Named, Renames
 from juggler.routing.client import client_of
 from juggler.routing.traffic import TrafficClass
 from juggler.scheduler.explain import Outlook
@@ -45,6 +46,8 @@ _STARTS = (TrafficClass.START, TrafficClass.WORK)
 class Engine(Protocol):
     """What is asked of the engine."""
 
+    @property
+    def renames(self) -> Renames: ...
     async def acquire(self, route: Route, request: RequestInfo) -> Lease: ...
     def answers(self, endpoint: EndpointId) -> bool: ...
     def outlook(self, endpoint: EndpointId) -> Outlook: ...
@@ -57,6 +60,8 @@ class _Kept:
 
     acquiring: "asyncio.Task[Lease]"
     since: float
+    named: Named
+    """For which endpoint: its name may become another's."""
     expiry: asyncio.TimerHandle | None = None
 
 
@@ -72,11 +77,13 @@ class PageWaits:
         self._engine = engine
         self.page_after_s = page_after_s
         self._kept: dict[EndpointId, dict[str, deque[_Kept]]] = {}
+        self._renamed = engine.renames.count
+        """As of when ``_kept`` has the names of endpoints."""
         self._closed = False
 
     def keeps(self, endpoint: EndpointId) -> bool:
         """Whether anything is kept for an endpoint: then a request for it may be one that goes on with it."""
-        return endpoint in self._kept
+        return bool(self._kept) and endpoint in self._by_name()
 
     def concern(self, route: Route, request: RequestInfo) -> bool:
         """Whether a request is for a page that a browser shows, and its backend has, or had, to be loaded for it."""
@@ -96,6 +103,7 @@ class PageWaits:
         """
         client = client_of(request.client, request.headers)
         is_up = self._engine.answers(route.endpoint)
+        named = Named(self._engine.renames, route.endpoint)
         kept = self._take(route.endpoint, client)
         if is_up:
             if kept is not None and _is_outdated(kept, route):
@@ -108,18 +116,18 @@ class PageWaits:
             acquiring = asyncio.get_running_loop().create_task(
                 self._engine.acquire(route, request), name=f"page of {route.endpoint}"
             )
-            kept = _Kept(acquiring, self._engine.now())
+            kept = _Kept(acquiring, self._engine.now(), named)
         else:
             patience_s = max(patience_s, HELD_S)
         try:
             await asyncio.wait((kept.acquiring,), timeout=patience_s)
         except asyncio.CancelledError:
-            self._keep(route.endpoint, client, kept, LEFT_S)
+            self._keep(client, kept, LEFT_S)
             raise
         if kept.acquiring.done():
             return kept.acquiring.result()
-        self._keep(route.endpoint, client, kept, KEPT_S)
-        outlook = self._engine.outlook(route.endpoint)
+        self._keep(client, kept, KEPT_S)
+        outlook = self._engine.outlook(kept.named.id)
         waited_s = self._engine.now() - kept.since
         return waiting_page(route.endpoint_name, outlook.why, outlook.expected_s, waited_s)
 
@@ -132,32 +140,43 @@ class PageWaits:
                     _end(kept)
         self._kept.clear()
 
+    def _by_name(self) -> dict[EndpointId, dict[str, deque[_Kept]]]:
+        """What is kept, by the names that endpoints have now."""
+        if self._renamed != self._engine.renames.count:
+            self._renamed = self._engine.renames.count
+            all_of_it = [(client, one) for row in self._kept.values() for client, some in row.items() for one in some]
+            self._kept.clear()
+            for client, kept in all_of_it:
+                self._kept.setdefault(kept.named.id, {}).setdefault(client, deque()).append(kept)
+        return self._kept
+
     def _take(self, endpoint: EndpointId, client: str) -> _Kept | None:
         """The longest kept of this client's requests for this endpoint."""
-        waiting = self._kept.get(endpoint, {}).get(client)
+        waiting = self._by_name().get(endpoint, {}).get(client)
         if waiting is None:
             return None
         kept = waiting[0]
-        self._forget(endpoint, client, kept)
+        self._forget(client, kept)
         return kept
 
-    def _keep(self, endpoint: EndpointId, client: str, kept: _Kept, for_s: float) -> None:
-        waiting = self._kept.get(endpoint, {}).get(client, deque())
+    def _keep(self, client: str, kept: _Kept, for_s: float) -> None:
+        waiting = self._by_name().get(kept.named.id, {}).get(client, deque())
         if self._closed or len(waiting) >= KEPT_MOST:
             _end(kept)
             return
         waiting.append(kept)
-        self._kept.setdefault(endpoint, {})[client] = waiting
-        kept.expiry = asyncio.get_running_loop().call_later(for_s, self._expire, endpoint, client, kept)
+        self._kept.setdefault(kept.named.id, {})[client] = waiting
+        kept.expiry = asyncio.get_running_loop().call_later(for_s, self._expire, client, kept)
 
-    def _expire(self, endpoint: EndpointId, client: str, kept: _Kept) -> None:
-        self._forget(endpoint, client, kept)
+    def _expire(self, client: str, kept: _Kept) -> None:
+        self._forget(client, kept)
         _end(kept)
 
-    def _forget(self, endpoint: EndpointId, client: str, kept: _Kept) -> None:
+    def _forget(self, client: str, kept: _Kept) -> None:
         if kept.expiry is not None:
             kept.expiry.cancel()
-        clients = self._kept[endpoint]
+        endpoint = kept.named.id
+        clients = self._by_name()[endpoint]
         clients[client].remove(kept)
         if not clients[client]:
             del clients[client]

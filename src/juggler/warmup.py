@@ -6,12 +6,12 @@ on a pool that holds one model the last entry is loaded, and those before it tha
 
 import logging
 import time
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from juggler.engine import Engine
 from juggler.errors import JugglerError
-from juggler.ids import EndpointId
+from juggler.ids import EndpointId, InstanceId
 from juggler.units import MINUTES, format_duration
 
 PATIENCE_S = 60 * MINUTES
@@ -37,10 +37,31 @@ class Warmup:
     def __init__(self, endpoints: Sequence[EndpointId]) -> None:
         self.entries = [WarmupEntry(endpoint) for endpoint in endpoints]
 
-    def change(self, endpoints: Sequence[EndpointId], anew: Collection[EndpointId]) -> None:
-        """A new configuration: what it names for the first time is loaded, and those of ``anew`` once more."""
-        known = {one.endpoint: one for one in self.entries if one.endpoint not in anew}
-        self.entries = [known.get(endpoint) or WarmupEntry(endpoint) for endpoint in endpoints]
+    def change(
+        self,
+        endpoints: Sequence[EndpointId],
+        before: Mapping[EndpointId, InstanceId],
+        after: Mapping[EndpointId, InstanceId],
+        anew: Collection[InstanceId],
+    ) -> None:
+        """A new configuration: models that come to the list are loaded, others not again for having another name.
+
+        Args:
+            endpoints: Its list.
+            before: Where endpoints led until now.
+            after: Where they lead from now on.
+            anew: Processes that are new; they are loaded in any case.
+        """
+        known = {before[one.endpoint]: one for one in reversed(self.entries) if before[one.endpoint] not in anew}
+        self.entries = []
+        for endpoint in endpoints:
+            entry = known.get(after[endpoint])
+            if entry is None:
+                entry = WarmupEntry(endpoint)
+            elif any(entry is one for one in self.entries):  # a second name of the same model
+                entry = replace(entry, state="pending" if entry.state == "loading" else entry.state)
+            entry.endpoint = endpoint
+            self.entries.append(entry)
 
     async def run(self, engine: Engine) -> None:
         """Load what is pending, also what comes to it meanwhile."""

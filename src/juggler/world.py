@@ -32,6 +32,9 @@ from juggler.scheduler.state import InstanceSpec
 
 _log = logging.getLogger("juggler.app")
 
+NO_SERVER = ""
+"""No server can be called so."""
+
 
 @dataclass(frozen=True, slots=True)
 class Successor:
@@ -146,15 +149,18 @@ class World:
             coming = {name: self._for_its_place(config, whole[name], one) for name, one in coming.items()}
             changing |= self._successors.keys() & kept.keys()
         updated = [self._updated(config, one) for name, one in kept.items() if name in changing]
+        fresh: list[InstanceId] = []
         for name, successor in coming.items():
             if name in state.instances:
                 self._successors[name] = successor
             else:
+                fresh.append(name)
                 self._take(name, successor)
+        renamed = _renamed(plan, engine.endpoints)
         engine.endpoints = _policies(config)
-        engine.renamed = _renamed(plan)
+        engine.renames.add(renamed)
         for waiter in engine.waiters.values():
-            waiter.endpoint = engine.renamed.get(waiter.endpoint, waiter.endpoint)
+            waiter.endpoint = renamed.get(waiter.endpoint, waiter.endpoint)
         engine.post(
             Reconfigured(
                 engine.now(),
@@ -167,9 +173,8 @@ class World:
                 capacity=resized,
             )
         )
-        for name, successor in coming.items():
-            if name not in self._successors and name in plan.added:
-                self.keeper.take(name, successor.known)
+        for name in fresh:
+            self.keeper.recall(name)
         for one in plan.updated:
             name = InstanceId(one.name)
             if name not in self._successors:
@@ -208,6 +213,7 @@ class World:
         self._backends[name] = successor.backend
         supervisor = self.engine.supervisors[name] = self._supervisor(name, successor.backend)
         self._own(name, supervisor)
+        self.keeper.take(name, successor.known)  # before any start: that asks where it is placed
 
     def _on_retired(self, name: InstanceId, replaced: bool) -> None:
         """Nothing of it runs: its owner goes, and another comes or all is forgotten."""
@@ -216,20 +222,28 @@ class World:
         if replaced:
             successor = self._successors.pop(name)
             self._take(name, successor)
-            self.keeper.take(name, successor.known)
         else:
             self.keeper.forget(name)
 
 
-def _renamed(plan: ReloadPlan) -> dict[EndpointId, EndpointId]:
-    """Endpoints whose server has another name now."""
-    names = {new: old for old, new in plan.listeners.kept if old != new}
-    return {
-        endpoint_id(names[server.name], one.name): one.id
-        for server in plan.config.servers
-        if server.name in names
-        for one in server.endpoints
-    }
+def _renamed(plan: ReloadPlan, endpoints: Mapping[EndpointId, EndpointPolicy]) -> dict[EndpointId, EndpointId]:
+    """What those of ``endpoints`` are called now that have another name, or whose name is another's.
+
+    An endpoint goes with its server, where that still has one of this name, else with its process.
+    """
+    servers = {old: new for old, new in plan.listeners.kept if old != new}
+    servers |= dict.fromkeys(set(plan.listeners.removed) & set(servers.values()), NO_SERVER)
+    after = {one.id: one.instance for server in plan.config.servers for one in server.endpoints}
+    served = {instance: one for one, instance in reversed(after.items()) if instance in plan.kept}
+    renamed: dict[EndpointId, EndpointId] = {}
+    for one, policy in endpoints.items():
+        server = one.removesuffix(f"/{policy.name}")
+        name = endpoint_id(servers.get(server, server), policy.name)
+        if name not in after:
+            name = served.get(policy.instance, name)
+        if name != one:
+            renamed[one] = name
+    return renamed
 
 
 def _policies(config: ResolvedConfig) -> dict[EndpointId, EndpointPolicy]:

@@ -1,5 +1,7 @@
 """What requests of a listener are told to wait for, and as what."""
 
+from dataclasses import replace
+
 import pytest
 
 from juggler.errors import NotLoaded
@@ -20,12 +22,14 @@ class Hold:
 
     def __init__(self) -> None:
         self.waited: list[TrafficClass] = []
+        self.endpoints: list[EndpointId] = []
 
     def try_acquire(self, route: Route, request: RequestInfo) -> Lease | None:
         return None
 
     async def acquire(self, route: Route, request: RequestInfo) -> Lease:
         self.waited.append(route.traffic)
+        self.endpoints.append(route.endpoint)
         raise NotLoaded("It is not loaded.")
 
 
@@ -67,3 +71,15 @@ async def test_a_bare_prefix_is_redirected_before_anybody_waits() -> None:
     assert answer is not None
     assert answer.status == 307
     assert hold.waited == []
+
+
+async def test_a_request_that_was_routed_before_its_server_was_renamed() -> None:
+    """It is held again, or its body has come: the old name may be another server's by now."""
+    hold = Hold()
+    gateway = EndpointGateway(RoutingTable("s", [UI]), hold)
+    route = gateway.route(b"GET", b"/ui/", b"h")
+    assert isinstance(route, Route)
+    gateway.change(RoutingTable("t", [replace(UI, endpoint=EndpointId("t/ui"))]), hold, None)
+    with pytest.raises(NotLoaded):
+        await gateway.acquire(route, RequestInfo(b"GET", b"/ui/", "10.0.0.1", ()))
+    assert hold.endpoints == ["t/ui"]

@@ -1,7 +1,7 @@
 """Browsers whose page has to wait: one request goes on through all questions of the page, and ends with them."""
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -12,6 +12,7 @@ from juggler.page_waits import PageWaits
 from juggler.proxy.contract import ExchangeResult, Lease, LocalResponse, RequestInfo, Route
 from juggler.proxy.upstream import UpstreamPool
 from juggler.proxy.wishes import Wishes
+from juggler.renames import Renames
 from juggler.routing.traffic import TrafficClass
 from juggler.scheduler.explain import Outlook
 
@@ -39,6 +40,7 @@ class FakeEngine:
         self.left = 0
         self.ready = False
         self.removed = False
+        self.renames = Renames()
 
     async def acquire(self, route: Route, request: RequestInfo) -> Lease:
         answer: asyncio.Future[FakeLease] = asyncio.get_running_loop().create_future()
@@ -363,3 +365,38 @@ async def test_whom_it_concerns() -> None:
     assert not pages.concern(ROUTE, RequestInfo(b"GET", b"/", "c"))
     engine.ready = True
     assert not pages.concern(ROUTE, ask())
+
+
+UI, OTHER = ROUTE.endpoint, EndpointId("t/ui")
+
+
+async def test_servers_that_swap_their_names() -> None:
+    """What is kept goes on under the new name; who asks at the other server has no part in it."""
+    engine = FakeEngine()
+    pages = PageWaits(engine, SOON_S)
+    page_of(await pages.acquire(ROUTE, ask()))
+    engine.renames.add({UI: OTHER, OTHER: UI})
+    assert (pages.keeps(UI), pages.keeps(OTHER)) == (False, True)
+    page_of(await pages.acquire(ROUTE, ask()))
+    assert len(engine.asked) == 2
+    granted = lease()
+    engine.asked[0].set_result(granted)
+    await settled()
+    engine.ready = True
+    assert await pages.acquire(replace(ROUTE, endpoint=OTHER), ask()) is granted
+    pages.close()
+
+
+async def test_a_server_that_is_renamed_during_a_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next question, which comes under the new name, goes on with it; in the end all of it is forgotten."""
+    monkeypatch.setattr(page_waits, "LEFT_S", SOON_S)
+    engine = FakeEngine()
+    pages = PageWaits(engine, 60.0)
+    question = await asked(pages)
+    engine.renames.add({UI: OTHER})
+    await hang_up(question)
+    assert (pages.keeps(UI), pages.keeps(OTHER)) == (False, True)
+    engine.renames.add({OTHER: UI})
+    await asyncio.sleep(3 * SOON_S)
+    assert not pages._kept
+    assert engine.left == 1

@@ -1,12 +1,15 @@
 """Requests that are under way while a reload comes; the program with pretended processes."""
 
 import asyncio
+import threading
 import time
 from pathlib import Path
 
 import pytest
-from tests.unit.reload.test_many_reloads import Rig, StandIn, ask, endpoint, eventually, running, server
+from tests.unit.reload.test_many_reloads import LIMIT_S, Rig, StandIn, ask, endpoint, eventually, running, server
 
+from juggler.ids import PoolId
+from juggler.lifecycle.launcher import MachineMemory, MemoryPool
 from juggler.lifecycle.supervisor import Supervisor
 
 KEPT = endpoint("kept", "kept")
@@ -54,3 +57,124 @@ async def test_pools_and_memory_change_together(tmp_path: Path) -> None:
             await rig.reload(sized(rig, *sizes))
         StandIn.go_on.set()
         assert (await busy, await waiting) == (200, 200)
+
+
+async def test_a_new_model_that_is_started_by_the_change_itself(tmp_path: Path) -> None:
+    """Who waits goes to it, and it is placed on one of two GPUs, of which nothing is measured."""
+    async with running(tmp_path) as rig:
+        places = [{"CUDA_VISIBLE_DEVICES": str(one)} for one in range(2)]
+        gpus = [MemoryPool(PoolId(f"gpu{one}"), "", 0, placement=place) for one, place in enumerate(places)]
+        rig.app.keeper._machine = MachineMemory(tuple(gpus))
+        busy = asyncio.create_task(ask(rig.main, "/b/slow"))
+        await eventually(lambda: rig.app.engine.leases, "it works")
+        waiting = asyncio.create_task(ask(rig.main, "/b/x"))
+        await eventually(lambda: rig.app.engine.waiters, "it waits")
+        await rig.reload(rig.document(server("S", rig.main, KEPT, endpoint("c"), endpoint("b", "new"))))
+        assert await waiting == 200
+        StandIn.go_on.set()
+        assert await busy == 200
+
+
+class SlowLook:
+    """Programs that are looked for until they are let be found, as on a disk that wakes up."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun, self.go_on = threading.Event(), threading.Event()
+        look = Supervisor.look_for_program
+
+        def slow(supervisor: Supervisor) -> None:
+            self.begun.set()
+            self.go_on.wait(LIMIT_S)
+            look(supervisor)
+
+        monkeypatch.setattr(Supervisor, "look_for_program", slow)
+
+
+def started(rig: Rig) -> set[str]:
+    return {name for name, one in rig.app.engine.scheduler.state.instances.items() if one.generation}
+
+
+RIGHT, WRONG = endpoint("b"), endpoint("b", "wrong")
+
+
+def two_servers(rig: Rig, main: str, second: str) -> dict[str, object]:
+    return rig.document(server(main, rig.main, KEPT, RIGHT), server(second, rig.second, WRONG))
+
+
+@pytest.mark.parametrize("then", [None, ("U", "V"), ("S", "T")])
+@pytest.mark.parametrize("swap", [False, True])
+async def test_a_server_that_takes_the_name_of_another(
+    swap: bool, then: tuple[str, str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request that looks for its program meanwhile gets the model it was routed to, also after one more change."""
+    async with running(tmp_path) as rig:
+        if swap:
+            await rig.reload(two_servers(rig, "S", "T"))
+        look = SlowLook(monkeypatch)
+        looking = asyncio.create_task(ask(rig.main, "/b/x"))
+        await eventually(look.begun.is_set, "it looks for its program")
+        await rig.reload(two_servers(rig, "T", "S"))
+        if then is not None:
+            await rig.reload(two_servers(rig, *then))
+        look.go_on.set()
+        assert await looking == 200
+        assert started(rig) == {"S/b"}
+
+
+@pytest.mark.parametrize("where", ["another name", "another server"])
+async def test_an_endpoint_that_moves(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that looks for its program goes with it; its old name may be another's."""
+    async with running(tmp_path) as rig:
+        look = SlowLook(monkeypatch)
+        looking = asyncio.create_task(ask(rig.main, "/b/x"))
+        await eventually(look.begun.is_set, "it looks for its program")
+        moved = {**RIGHT, "name": "moved"}
+        if where == "another name":
+            await rig.reload(rig.document(server("S", rig.main, KEPT, moved)))
+        else:
+            await rig.reload(rig.document(server("T", rig.main, KEPT), server("S", rig.second, WRONG, moved)))
+        look.go_on.set()
+        assert await looking == 200
+        assert started(rig) == {"S/b"}
+
+
+@pytest.mark.parametrize("works", [False, True])
+async def test_a_server_that_takes_the_name_of_one_that_goes(
+    works: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever looks for the program of the one that goes, or waits for it, is refused."""
+    async with running(tmp_path) as rig:
+        await rig.reload(two_servers(rig, "S", "T"))
+        if works:
+            busy = asyncio.create_task(ask(rig.main, "/b/slow"))
+            await eventually(lambda: rig.app.engine.leases, "it works")
+        look = SlowLook(monkeypatch)
+        asking = asyncio.create_task(ask(rig.main, "/b/x"))
+        await eventually(lambda: look.begun.is_set() or rig.app.engine.waiters, "it looks for its program, or waits")
+        await rig.reload(rig.document(server("S", rig.second, WRONG)))
+        look.go_on.set()
+        assert await asking == 503
+        if works:
+            StandIn.go_on.set()
+            assert await busy == 200
+        assert "T/b" not in started(rig)
+
+
+async def test_a_request_that_is_refused_after_a_change_of_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told under the name of today, and of the model that there is."""
+    async with running(tmp_path) as rig:
+        ended = rig.app.engine.ended_requests
+        monkeypatch.setattr(ended, "on_first", None)  # nobody takes them but us
+        busy = asyncio.create_task(ask(rig.main, "/kept/slow"))
+        await eventually(lambda: rig.app.engine.leases, "it works")
+        waiting = asyncio.create_task(ask(rig.main, "/kept/x"))
+        await eventually(lambda: rig.app.engine.waiters, "it waits")
+        await rig.reload(rig.document(server("Other", rig.main, KEPT, endpoint("b"))))
+        waiting.cancel()
+        await eventually(lambda: len(ended), "it has left")
+        told = ended.take()
+        assert (told.endpoint, told.instance) == ("Other/kept", "S/kept")
+        StandIn.go_on.set()
+        assert await busy == 200
