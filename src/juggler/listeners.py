@@ -9,6 +9,7 @@ import errno
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeVar
 
 from juggler.backends.registry import api_for, stand_in_for, traffic_for
@@ -42,6 +43,9 @@ _FREE_PAUSE_S = 0.02
 RETRY_AFTER_S = 5 * SECONDS
 """For an address that another program has, or a certificate that is not in order."""
 
+OPEN_LIMIT_S = 10 * SECONDS
+"""For an address for which one of our own listeners has been shut; mostly to find it for a name."""
+
 REOPEN_EVERY_S = 5 * SECONDS
 """How often a listener tries to get an address back that somebody else has taken in that moment."""
 
@@ -58,6 +62,8 @@ class _Door:
     lost: bool = False
     """It should listen and cannot; ``reopening`` tries again."""
     reopening: "asyncio.Task[None] | None" = None
+    resuming: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by who makes it listen again."""
 
 
 @dataclass(slots=True)
@@ -65,6 +71,8 @@ class Prepared:
     """What is open, or read, for a new configuration; nobody uses it yet."""
 
     routes: Mapping[str, RoutingTable]
+    went_live: asyncio.Event
+    """Requests that came to what was opened wait for it."""
     opened: dict[str, _Door] = field(default_factory=dict)
     """Both by the name of the server."""
     certificates: dict[str, Certificate] = field(default_factory=dict)
@@ -87,6 +95,10 @@ class Listeners:
         self._doors: dict[str, _Door] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._closing: dict[asyncio.Task[None], Listener] = {}
+        self._waited_for: asyncio.Event | None = None
+        """By requests that came too early, to what was opened last."""
+        self._over = False
+        """Nothing is waited for any more."""
         self._retire, engine.on_retired = engine.on_retired, self._on_retired
 
     @property
@@ -119,7 +131,8 @@ class Listeners:
         """
         config = plan.config
         servers = {one.name: one for one in config.servers}
-        prepared = Prepared(_routes(config))
+        prepared = Prepared(_routes(config), went_live)
+        self._waited_for = went_live
         limits = _limits(config, None)  # how many there is room for is seen to when all of it is in order
         try:
             for old, new in plan.listeners.kept:
@@ -150,18 +163,28 @@ class Listeners:
         return prepared
 
     async def give_up(self, prepared: Prepared) -> None:
-        """Close what was opened and is not in use; everything goes on as before."""
+        """Close what was opened and is not in use; everything goes on as before.
+
+        What was opened has taken requests in, which may go on: the engine knows the endpoints that there are.
+        """
         in_use = set(self._doors.values())
+        prepared.went_live.set()
         for door in prepared.opened.values():
-            if door not in in_use:
-                if door.watching is not None:
-                    door.watching.cancel()
-                await door.listener.close(0)
-        for door in prepared.paused:
-            if door not in in_use:
+            if door in in_use:
                 continue
+            door.listener.pause()  # its address may be wanted below
+            if self._over:
+                door.listener.abort()
+            else:
+                self._drain(door)
+        shut = [door for door in prepared.paused if door in in_use]
+        for done, door in enumerate(shut):
             try:
-                await _patiently(door.listener.resume)
+                await _patiently(partial(self._resume, door))
+            except asyncio.CancelledError:
+                for left in shut[done:] if not self._over else ():
+                    self._reopen_later(left)
+                raise
             except OSError as error:
                 again = f"tried again every {REOPEN_EVERY_S:.0f} s"
                 _log.error("server %r does not listen: %s; %s", door.server.name, error.strerror or error, again)
@@ -188,6 +211,7 @@ class Listeners:
                 fresh = prepared.certificates.get(name)
                 if fresh is not None and door.certificate is not None:
                     door.certificate.take_over(fresh)
+                    door.certificate.tell()
             door.listener.change(limits[name])
             door.gateway.change(prepared.routes[name], self._engine, self._pages)
             doors[name] = door
@@ -221,6 +245,8 @@ class Listeners:
 
     async def close(self, drain_s: float) -> None:
         """Let running exchanges end, ``drain_s`` seconds at most, then cut them."""
+        if self._waited_for is not None:
+            self._waited_for.set()  # no new configuration is taken up any more
         doors = [*self.by_name.values(), *self._closing.values()]
         async with asyncio.TaskGroup() as closing:
             for listener in doors:
@@ -233,6 +259,7 @@ class Listeners:
 
     def stop_watching(self) -> None:
         """End the tasks that look at certificates or try to listen again, and the drains."""
+        self._over = True
         for door in self._doors.values():
             for helper in (door.watching, door.reopening):
                 if helper is not None:
@@ -255,7 +282,13 @@ class Listeners:
             return await start_listener(gateway, server.host, server.port, limits, self._replies, certificate)
 
         try:
-            listener = await (_patiently(start) if patient else start())
+            async with asyncio.timeout(OPEN_LIMIT_S if patient else None):
+                listener = await (_patiently(start) if patient else start())
+        except TimeoutError as error:
+            raise ConfigError(
+                f"server {server.name!r} cannot listen on {server.host}: it was not found within {OPEN_LIMIT_S:.0f} s",
+                hint="name servers do not answer; use a numeric address",
+            ) from error
         except OSError as error:
             raise ConfigError(
                 f"server {server.name!r} {error.strerror or error}",  # "cannot listen on ..."
@@ -269,6 +302,7 @@ class Listeners:
         listener = door.listener
         if door.certificate is not None:
             door.watching = self._tasks.create_task(door.certificate.watch(), name="certificate")
+            door.certificate.tell()
         where = ", ".join(f"{host}:{port}" for host, port in listener.addresses)
         _log.info("%s listens on %s%s", door.server.name, where, " with HTTPS" if listener.secure else "")
 
@@ -280,20 +314,32 @@ class Listeners:
 
     async def _reopen(self, door: _Door) -> None:
         """Try until it listens again, or need not."""
-        listener = door.listener
-        while door.lost and not listener.draining:
+        while door.lost and not door.listener.draining:
             await asyncio.sleep(REOPEN_EVERY_S)
-            if not door.lost or listener.draining:
-                return
             try:
-                await listener.resume()
+                listens = await self._resume(door, lambda: door.lost)
             except OSError:
                 continue
-            if not door.lost or listener.draining:
-                listener.pause()  # a new configuration, or the end, has come meanwhile
-                return
+            if not listens:
+                return  # a new configuration, or the end, has come meanwhile
             door.lost = False
             _log.info("server %r listens again", door.server.name)
+
+    async def _resume(self, door: _Door, wanted: Callable[[], bool] = lambda: True) -> bool:
+        """Listen again where it was paused; one that drains does not. Returns whether it does.
+
+        Raises:
+            OSError: As for ``Listener.resume``.
+        """
+        listener = door.listener
+        async with door.resuming:
+            if listener.draining or not wanted():
+                return False
+            await listener.resume()
+            if listener.draining or not wanted():
+                listener.pause()
+                return False
+            return True
 
     def _drain(self, door: _Door) -> None:
         assert self._tasks is not None

@@ -67,6 +67,27 @@ async def test_one_connection_that_cannot_be_cut_saves_no_other(
         assert "a mistake" in caplog.text
 
 
+async def test_one_that_is_cancelled_while_it_opens_listens_nowhere(secure: Secure) -> None:
+    """In whichever turn of the loop that is."""
+    async with rig(secure=secure) as setup:
+        port = setup.listener.addresses[0][1]
+        await setup.listener.close(0)
+        turns = 0
+        while True:
+            opening = asyncio.create_task(again(setup, secure))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            if opening.done():
+                break
+            opening.cancel()
+            assert isinstance((await asyncio.gather(opening, return_exceptions=True))[0], asyncio.CancelledError)
+            with socket.create_server(("127.0.0.1", port)):
+                pass
+            turns += 1
+        assert turns > 1
+        await (await opening).close(0)
+
+
 async def test_two_may_wait_for_its_end() -> None:
     """1. A listener that is to go drains. 2. The juggler goes down and closes it, too. 3. Both hear of its end."""
     async with rig() as setup:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import datetime
 import os
 import socket
 import ssl
@@ -317,6 +318,16 @@ async def test_files_replaced_one_after_the_other(pair: Pair, tmp_path: Path, ca
     fresh.key.replace(pair.key)
     await certificate.look()
     assert certificate._current is not old
+
+
+async def test_a_new_pair_that_has_expired_is_told(
+    pair: Pair, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    certificate = Certificate(*pair)
+    make_pair(tmp_path, not_after=datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC))
+    for _ in range(2):
+        await certificate.look()
+    assert caplog.text.count("has expired: clients will refuse it") == 1
 
 
 async def test_a_broken_pair_keeps_the_old_one(pair: Pair, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

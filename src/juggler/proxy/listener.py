@@ -95,18 +95,22 @@ class Listener:
                 port,
                 backlog=_TURN_ACCEPTS if os.name == "posix" else _BACKLOG,
                 reuse_address=os.name == "posix",
-                start_serving=self._handshakes is None,
+                start_serving=False,  # which takes a turn, in which we may be cancelled: then it has to be ours
                 **(server_options(self._certificate, self.limits.flush_timeout_s) if self._handshakes is None else {}),
             )
+            if self._handshakes is None:
+                await server.start_serving()
             for one in server.sockets:
                 if self._handshakes is not None:
                     self._handshakes.accept_on(one, _BACKLOG)
                 else:
                     _lengthen_backlog(one)
                 _probe_silent_peers(one)
-        except (OSError, UnicodeError) as error:
+        except BaseException as error:
             if server is not None:
                 server.close()
+            if not isinstance(error, OSError | UnicodeError):
+                raise
             shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             raise OSError(getattr(error, "errno", None), f"cannot listen on {shown}: {_reason(error)}") from error
         self._servers.append(server)

@@ -51,7 +51,7 @@ class Certificate:
         self._cert, self._key = cert, key
         self._look_every_s = look_every_s
         self._state = self._files()
-        self._current = self._read()
+        self._current, self._trouble = self._read()
         self._failed: object = None
         """State of the files that could not be used, as seen last."""
         self._told: object = None
@@ -71,9 +71,14 @@ class Certificate:
     def take_over(self, fresh: "Certificate") -> None:
         """From now on prove ourselves with another pair of files; connections keep what they began with."""
         self._cert, self._key = fresh._cert, fresh._key
-        self._state, self._current = fresh._state, fresh._current
+        self._state, self._current, self._trouble = fresh._state, fresh._current, fresh._trouble
         self._failed = self._told = None
         self._one_look, self._hangs = fresh._one_look, False
+
+    def tell(self) -> None:
+        """Say in the log what is wrong with the certificate; for the moment in which it is taken into use."""
+        if self._trouble is not None:
+            _log.warning("the certificate in %s %s: clients will refuse it", self._cert, self._trouble)
 
     async def watch(self) -> None:
         """Look at the files from time to time, until cancelled."""
@@ -96,7 +101,7 @@ class Certificate:
             if state in (self._state, self._told):
                 self._hangs = False
                 return
-            fresh = await look(self._read)
+            fresh, trouble = await look(self._read)
             after = await look(self._files)
             self._hangs = False
             if after != state:
@@ -115,19 +120,18 @@ class Certificate:
                 _log.error("%s%s; new connections get the certificate from before", error.message, hint)
             self._failed = state
             return
-        self._state, self._current = state, fresh
+        self._state, self._current, self._trouble = state, fresh, trouble
         self._failed = self._told = None
         _log.info("new connections get the new certificate in %s", self._cert)
+        self.tell()
 
     def _files(self) -> tuple[object, object]:
         return (file_state(self._cert), file_state(self._key))
 
-    def _read(self) -> ssl.SSLContext:
+    def _read(self) -> tuple[ssl.SSLContext, str | None]:
+        """The pair, and why clients will refuse it."""
         context = server_context(self._cert, self._key)
-        trouble = out_of_date(self._cert, context)
-        if trouble is not None:
-            _log.warning("the certificate in %s %s: clients will refuse it", self._cert, trouble)
-        return context
+        return context, out_of_date(self._cert, context)
 
 
 def server_options(certificate: Certificate | None, shutdown_limit_s: float) -> dict[str, Any]:

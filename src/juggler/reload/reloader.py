@@ -7,13 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from juggler.config.problems import ConfigFileError
 from juggler.config.resolve import ResolvedConfig
 from juggler.errors import ConfigError
 from juggler.reload.outcome import ReloadOutcome, Result
 from juggler.reload.plan import ReloadPlan, plan
 from juggler.reload.source import Read, identity_of, read_config
 from juggler.reload.watch import Watcher
-from juggler.survey.threads import in_thread
+from juggler.survey.threads import OneLook, in_thread
 from juggler.units import MINUTES, SECONDS
 
 READ_LIMIT_S = 10 * SECONDS
@@ -26,6 +27,8 @@ BY_WATCH = "file change"
 _BUG = "a bug in the juggler; its log tells the story"
 
 _log = logging.getLogger("juggler.reload")
+
+_Problem = dict[str, object]
 
 
 class Target(Protocol):
@@ -74,15 +77,20 @@ class Reloader:
         self.last: ReloadOutcome | None = None
         """The last reload that was no dry run."""
         self.on_begin: Callable[[], None] | None = None
-        """Called when one begins that is no dry run; ``when_changed`` tells its end."""
+        """Called when one begins that is no dry run, nor a further try by itself; ``when_changed`` tells its end."""
         self._lock = asyncio.Lock()
+        self._one_read = OneLook(READ_LIMIT_S)
+        """Of those that nobody asks for: on a disk that hangs, each would leave a thread behind."""
         self._signalled = asyncio.Event()
         self._tasks: asyncio.TaskGroup
         self._watching: asyncio.Task[None] | None = None
         self._listeners: list[Callable[[], None]] = []
 
     def when_changed(self, listener: Callable[[], None]) -> Callable[[], None]:
-        """Have ``listener`` called after each reload; returns what ends that."""
+        """Have ``listener`` called after each reload, but for tries by itself that failed as before.
+
+        Returns what ends that.
+        """
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener) if listener in self._listeners else None
 
@@ -125,21 +133,25 @@ class Reloader:
         at, began = time.time(), time.monotonic()
 
         def came(result: Result, message: str, **more: Any) -> ReloadOutcome:
+            if result == "problems":
+                more["problems"] = _with_error(more.get("problems", ()), message, more.get("hint"))
             took_s = time.monotonic() - began
             return ReloadOutcome(at, by, result, message, took_s=took_s, dry_run=dry_run, **more)
 
         async with self._lock:
             if dry_run:
-                return await self._guarded(came, dry_run)
-            if self.on_begin is not None:
+                return await self._guarded(came, by, dry_run)
+            before = self.last
+            silent = by == BY_WATCH and _is_tried_again(before)
+            if not silent and self.on_begin is not None:
                 _call(self.on_begin)
             try:
-                outcome = await self._guarded(came, dry_run)
-                before, self.last = self.last, outcome
-                if not _same_again(before, outcome):
+                self.last = outcome = await self._guarded(came, by, dry_run)
+                silent = _same_again(before, outcome)
+                if not silent:
                     self._tell(outcome)
             finally:
-                for listener in list(self._listeners):
+                for listener in list(self._listeners) if not silent else ():
                     _call(listener)
                 # Not from within: the task that watches may be the one that is in here.
                 asyncio.get_running_loop().call_soon(self._follow_later)
@@ -149,9 +161,9 @@ class Reloader:
         """The file has changed; returns whether that is settled, or to be tried again."""
         return not (await self.reload(BY_WATCH)).passing
 
-    async def _guarded(self, came: Callable[..., ReloadOutcome], dry_run: bool) -> ReloadOutcome:
+    async def _guarded(self, came: Callable[..., ReloadOutcome], by: str, dry_run: bool) -> ReloadOutcome:
         try:
-            return await self._reload(came, dry_run)
+            return await self._reload(came, by, dry_run)
         except Exception:  # a mistake in here must not end the program that serves
             _log.exception("the configuration could not be taken up")
             return came("problems", _BUG)
@@ -160,17 +172,18 @@ class Reloader:
         if not self._target.stopping:
             self._follow()
 
-    async def _reload(self, came: Callable[..., ReloadOutcome], dry_run: bool) -> ReloadOutcome:
+    async def _reload(self, came: Callable[..., ReloadOutcome], by: str, dry_run: bool) -> ReloadOutcome:
         if self.path is None:
             return came("refused", "this juggler runs without a configuration file")
         if self._target.stopping:
             return came("refused", "the juggler is shutting down")
         try:
-            read = await in_thread(READ_LIMIT_S, read_config, self.path)
+            read = await self._read(self.path, by)
         except ConfigError as error:
-            return came("problems", error.message, problems=_problems(error), hint=error.hint)
+            passing = isinstance(error, ConfigFileError)
+            return came("problems", error.message, problems=_problems(error), hint=error.hint, passing=passing)
         except TimeoutError:
-            return came("problems", f"{self.path} could not be read within {READ_LIMIT_S:.0f} s")
+            return came("problems", f"{self.path} could not be read within {READ_LIMIT_S:.0f} s", passing=True)
         wanted = plan(self._target.config, read.config)
         more = {
             "problems": tuple(one.as_dict() for one in read.warnings),
@@ -184,6 +197,11 @@ class Reloader:
             return came("nothing", wanted.summary, **more)
         return await self._take_up(came, wanted, read, more)
 
+    async def _read(self, path: Path, by: str) -> Read:
+        if by == BY_WATCH:
+            return await self._one_read.in_thread(lambda: read_config(path))
+        return await in_thread(READ_LIMIT_S, read_config, path)
+
     async def _take_up(
         self, came: Callable[..., ReloadOutcome], wanted: ReloadPlan, read: Read, more: dict[str, Any]
     ) -> ReloadOutcome:
@@ -195,7 +213,8 @@ class Reloader:
             more["problems"] = (*more["problems"], *_problems(error))
             return came("problems", error.message, hint=error.hint, passing=error.retry_after_s is not None, **more)
         except TimeoutError:
-            return came("problems", f"it could not be made ready within {PREPARE_LIMIT_S:.0f} s", **more)
+            message = f"it could not be made ready within {PREPARE_LIMIT_S:.0f} s"
+            return came("problems", message, passing=True, **more)
         if target.stopping:
             await target.give_up(prepared)
             return came("refused", "the juggler is shutting down", **more)
@@ -204,9 +223,7 @@ class Reloader:
         except Exception:
             _log.exception("the configuration could not be taken up")
             await target.give_up(prepared)
-            bug = ConfigError(_BUG, hint="restart the juggler")
-            more["problems"] = (*more["problems"], *_problems(bug))
-            return came("problems", bug.message, hint=bug.hint, half_done=True, **more)
+            return came("problems", _BUG, hint="restart the juggler", half_done=True, **more)
         self._is_running(read)
         return came("done", wanted.summary, **more)
 
@@ -235,17 +252,27 @@ def _call(listener: Callable[[], None]) -> None:
         _log.exception("somebody could not be told of a reload")
 
 
+def _is_tried_again(outcome: ReloadOutcome | None) -> bool:
+    """Whether the next one that the watcher begins is likely to be the same change."""
+    return outcome is not None and outcome.passing and outcome.by == BY_WATCH
+
+
 def _same_again(before: ReloadOutcome | None, after: ReloadOutcome) -> bool:
     """Whether it was tried again by itself, and failed as it did before."""
-    if before is None or not after.passing:
+    if before is None or not (_is_tried_again(before) and _is_tried_again(after)):
         return False
-    return before.by == after.by == BY_WATCH and before.message == after.message
+    return (before.message, before.problems, before.digest) == (after.message, after.problems, after.digest)
 
 
-def _problems(error: ConfigError) -> tuple[dict[str, object], ...]:
-    """As plain data; one that is not of the file's text has no place in it."""
+def _problems(error: ConfigError) -> tuple[_Problem, ...]:
+    """As plain data, if they are of the file's text."""
     found = error.details.get("problems")
-    if isinstance(found, list):
-        return tuple(found)
+    return tuple(found) if isinstance(found, list) else ()
+
+
+def _with_error(problems: tuple[_Problem, ...], message: str, hint: str | None) -> tuple[_Problem, ...]:
+    """With what has failed among them; as it is not of the file's text, it has no place in it."""
+    if any(one["severity"] == "error" for one in problems):
+        return problems
     nowhere = {"path": None, "line": None, "column": None}
-    return ({"severity": "error", **nowhere, "message": error.message, "hint": error.hint},)
+    return (*problems, {"severity": "error", **nowhere, "message": message, "hint": hint})

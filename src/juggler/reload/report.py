@@ -20,8 +20,9 @@ def outcome_data(outcome: ReloadOutcome, reloader: Reloader, config: ResolvedCon
     secrets = _secrets_now(reloader, config)
     data = outcome.as_data()
     data["problems"] = problems = [_masked(one, secrets) for one in outcome.problems]
-    if not outcome.ok and problems:
-        data["message"] = "; ".join(f"{_place(one)}{one['message']}" for one in problems if one["severity"] == "error")
+    errors = [one for one in problems if one["severity"] == "error"]
+    if not outcome.ok and errors:
+        data["message"] = "; ".join(f"{_place(one)}{one['message']}" for one in errors)
     return data
 
 

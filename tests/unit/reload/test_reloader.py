@@ -2,18 +2,26 @@
 
 import asyncio
 import json
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.unit.reload.test_many_reloads import eventually
 
+from juggler.cli.reload import _print
 from juggler.config.load import load_config
+from juggler.config.problems import ConfigFileError
 from juggler.config.resolve import ResolvedConfig
 from juggler.errors import ConfigError
+from juggler.reload import reloader
 from juggler.reload.plan import ReloadPlan
 from juggler.reload.reloader import Reloader
 from juggler.reload.report import outcome_data, report, summary
-from juggler.reload.source import read_from
+from juggler.reload.source import Read, read_config, read_from
+from juggler.survey.threads import OneLook
 
 
 class Target:
@@ -196,6 +204,123 @@ async def test_what_fails_for_a_reason_outside_the_file_is_tried_again(
     assert rig.target.config.instances[0].concurrency == 2
     rig.write(concurency=2)
     assert await rig.reloader._by_watch()
+
+
+async def test_what_is_tried_again_and_fails_as_before_is_told_to_nobody(rig: Rig) -> None:
+    """Neither to pages nor to the service manager; that it has come to something else is."""
+    heard: list[str] = []
+    rig.reloader.on_begin = lambda: heard.append("begin")
+    rig.reloader.when_changed(lambda: heard.append("end"))
+    rig.write(concurrency=2)
+    rig.target.trouble = ConfigError("port 80 is taken", retry_after_s=5)
+    for _ in range(3):
+        assert not await rig.reloader._by_watch()
+    assert heard == ["begin", "end"]
+    rig.write(concurrency=3)
+    assert not await rig.reloader._by_watch()
+    assert heard == ["begin", "end", "end"], "the file is another one"
+    await rig.reloader.reload("test")
+    assert heard == ["begin", "end", "end", "begin", "end"], "who asks is told"
+    assert not await rig.reloader._by_watch()
+    heard.clear()
+    rig.target.trouble = None
+    assert await rig.reloader._by_watch()
+    assert heard == ["end"]
+
+
+def unreadable(path: Path) -> Read:
+    raise ConfigFileError(f"{path} cannot be read: Permission denied")
+
+
+def slow_to_read(path: Path) -> Read:
+    time.sleep(0.2)
+    return read_config(path)
+
+
+@pytest.mark.parametrize("read", [unreadable, slow_to_read])
+async def test_a_file_that_cannot_be_read_for_now_is_read_again(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, read: Callable[[Path], Read]
+) -> None:
+    """A disk that sleeps, or rights that are put in order a moment later: the file is the same for the watcher."""
+    rig.write(concurrency=2)
+    rig.reloader._one_read = OneLook(0.05)
+    with monkeypatch.context() as patched:
+        patched.setattr(reloader, "read_config", read)
+        for _ in range(2):
+            assert not await rig.reloader._by_watch()
+        assert caplog.text.count("be read") == 1
+    await eventually(lambda: not rig.reloader._one_read._under_way, "it has been read")
+    rig.reloader._one_read = OneLook(10)
+    assert await rig.reloader._by_watch()
+    assert rig.target.config.instances[0].concurrency == 2
+
+
+async def test_a_read_that_hangs_is_the_only_one_that_nobody_has_asked_for(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks has it read once more: the file may be another one by now."""
+    answers, reads = threading.Event(), list[Path]()
+
+    def hang(path: Path) -> Read:
+        reads.append(path)
+        answers.wait(20)
+        return read_config(path)
+
+    monkeypatch.setattr(reloader, "read_config", hang)
+    monkeypatch.setattr(reloader, "READ_LIMIT_S", 0.05)
+    rig.reloader._one_read = OneLook(0.05)
+    for _ in range(3):
+        assert not await rig.reloader._by_watch()
+    assert len(reads) == 1
+    assert "could not be read" in (await rig.reloader.reload("test")).message
+    assert len(reads) == 2
+    answers.set()
+
+
+def write_with_warning(rig: Rig) -> None:
+    """Clients would look for one of its endpoints elsewhere."""
+    document = json.loads(rig.path.read_text())
+    rows = [{"name": "a", "path_prefix": "/"}, {"name": "b", "path_prefix": "/x"}]
+    document["servers"][0]["endpoints"] = [{**one, "backend": "command"} for one in rows]
+    rig.path.write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize("why", ["read", "prepare", "bug"])
+async def test_why_it_failed_is_told_to_who_asked(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], why: str
+) -> None:
+    """Also where it is no problem of the file, which has a harmless one."""
+    write_with_warning(rig)
+    if why == "read":
+        monkeypatch.setattr(reloader, "READ_LIMIT_S", 0.05)
+        monkeypatch.setattr(reloader, "read_config", slow_to_read)
+    elif why == "prepare":
+        monkeypatch.setattr(reloader, "PREPARE_LIMIT_S", 0.05)
+        rig.target.go_on.clear()
+    else:
+        rig.target.trouble = RuntimeError("oops")
+    told = outcome_data(await rig.reloader.reload("API"), rig.reloader, rig.target.config)
+    _print(told)
+    shown = capsys.readouterr().err
+    expected = {"read": "could not be read", "prepare": "could not be made ready", "bug": "a bug in the juggler"}[why]
+    assert expected in str(told["message"])
+    assert expected in shown
+    assert "nothing was changed" in shown
+    problems = told["problems"]
+    assert isinstance(problems, list)
+    assert [one["severity"] for one in problems] == [*["warning"] * (why == "prepare"), "error"]
+
+
+async def test_why_it_was_refused_is_told_beside_a_harmless_problem(rig: Rig) -> None:
+    write_with_warning(rig)
+    rig.target.go_on.clear()
+    task = asyncio.create_task(rig.reloader.reload("test"))
+    await eventually(lambda: rig.target.diary, "it is made ready")
+    rig.target.stopping = True
+    rig.target.go_on.set()
+    outcome = await task
+    assert [one["severity"] for one in outcome.problems] == ["warning"]
+    assert outcome_data(outcome, rig.reloader, rig.target.config)["message"] == "the juggler is shutting down"
 
 
 async def test_two_at_once_follow_one_another(rig: Rig) -> None:
