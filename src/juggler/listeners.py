@@ -44,7 +44,7 @@ RETRY_AFTER_S = 5 * SECONDS
 """For an address that another program has, or a certificate that is not in order."""
 
 OPEN_LIMIT_S = 10 * SECONDS
-"""For an address for which one of our own listeners has been shut; mostly to find it for a name."""
+"""For an address; mostly to find it for a name."""
 
 REOPEN_EVERY_S = 5 * SECONDS
 """How often a listener tries to get an address back that somebody else has taken in that moment."""
@@ -281,19 +281,21 @@ class Listeners:
         async def start() -> Listener:
             return await start_listener(gateway, server.host, server.port, limits, self._replies, certificate)
 
+        again_s = None if patient else RETRY_AFTER_S  # each try would shut our own listener for a while
         try:
-            async with asyncio.timeout(OPEN_LIMIT_S if patient else None):
+            async with asyncio.timeout(OPEN_LIMIT_S):
                 listener = await (_patiently(start) if patient else start())
         except TimeoutError as error:
             raise ConfigError(
                 f"server {server.name!r} cannot listen on {server.host}: it was not found within {OPEN_LIMIT_S:.0f} s",
                 hint="name servers do not answer; use a numeric address",
+                retry_after_s=again_s,
             ) from error
         except OSError as error:
             raise ConfigError(
                 f"server {server.name!r} {error.strerror or error}",  # "cannot listen on ..."
                 hint="another program (another juggler?) has the port, or the address is not one of this machine's",
-                retry_after_s=None if patient else RETRY_AFTER_S,  # each try would shut our own listener for a while
+                retry_after_s=again_s,
             ) from error
         return _Door(server, listener, gateway, certificate)
 
@@ -348,7 +350,13 @@ class Listeners:
             door.reopening.cancel()
         if door.watching is not None:
             door.watching.cancel()
-        task = self._tasks.create_task(door.listener.close(DRAIN_S), name="close listener")
+        closing = door.listener.close(DRAIN_S)
+        try:
+            task = self._tasks.create_task(closing, name="close listener")
+        except RuntimeError:  # something has failed, and everything ends
+            closing.close()
+            door.listener.abort()
+            return
         self._closing[task] = door.listener
         task.add_done_callback(lambda done: self._closing.pop(done, None))
 

@@ -603,7 +603,8 @@ def test_a_failed_busy_probe_counts_as_idle(act: Act) -> None:
 
 def test_silence_counts_as_busy_for_a_while() -> None:
     """A backend may be too busy to say so; one that hangs does not hold its memory for ever."""
-    answers = [HANGS, HANGS, Act(False), HANGS, HANGS, Act(error=TimeoutError("x"))]
+    silent, answered, failed = HANGS, Act(False), Act(error=OSError("x"))
+    answers = [silent, silent, answered, silent, silent, Act(error=TimeoutError("x")), silent, failed, silent, silent]
 
     async def scenario() -> None:
         async with _world(script={"busy": list(answers)}) as world:
@@ -612,7 +613,11 @@ def test_silence_counts_as_busy_for_a_while() -> None:
                 world.supervisor.probe_busy(1)
                 await asyncio.sleep(10.0)
             said = [(one.detail, round(one.at_s)) for one in world.reports.all if one.kind == "busy_probed"]
-            assert said == [(True, 5), (True, 15), (False, 20), (True, 35), (True, 45), (False, 50)]
+            assert said == [
+                *((True, 5), (True, 15), (False, 20)),
+                *((True, 35), (True, 45), (False, 50)),
+                *((True, 65), (False, 70), (True, 85), (True, 95)),
+            ]
 
     run_virtual(scenario())
 

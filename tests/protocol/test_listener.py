@@ -88,6 +88,20 @@ async def test_one_that_is_cancelled_while_it_opens_listens_nowhere(secure: Secu
         await (await opening).close(0)
 
 
+async def test_whoever_is_accepted_first_is_probed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The socket has it before it listens: a closed laptop would hold its model for ever."""
+    listening: list[bool] = []
+    probe = listener_module._probe_silent_peers
+
+    def look(sock: socket.socket) -> None:
+        listening.append(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) != 0)
+        probe(sock)
+
+    monkeypatch.setattr(listener_module, "_probe_silent_peers", look)
+    async with rig():
+        assert listening == [False]
+
+
 async def test_two_may_wait_for_its_end() -> None:
     """1. A listener that is to go drains. 2. The juggler goes down and closes it, too. 3. Both hear of its end."""
     async with rig() as setup:

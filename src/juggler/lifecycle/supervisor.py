@@ -476,24 +476,24 @@ class Supervisor:
 
     async def _probe_busy(self, launch: _Launch) -> None:
         asking = unless_ended(launch.handle, self._backend.busy(launch.caller), "busy")
-        busy = False
+        busy, silences = False, 0
         try:
             busy = await self._unless_stopped(launch.generation, asking, BUSY_LIMIT_S)
-            launch.silences = 0
         except Interrupted:
             return
         except ProcessEnded as ended:
             await self._on_unexpected_end(launch, ended.report)
             return
         except TimeoutError as error:
-            launch.silences += 1
-            busy = launch.silences < SILENCES_MOST
+            silences = (launch.silences + 1) % SILENCES_MOST
+            busy = silences > 0
             word = "is taken to be busy" if busy else "counts as idle"
             _log.warning("%s did not say whether it works, and %s: %s", self.instance, word, error or "no answer")
         except (OSError, BackendError) as error:
             _log.warning("%s could not be asked whether it is busy: %s", self.instance, error)
         except Exception:
             _log.exception("%s: the %s module failed in busy", self.instance, self._backend.type_name)
+        launch.silences = silences
         self._reports.busy_probed(self.instance, launch.generation, bool(busy))
 
     # ---------------------------------------------------------------- stop and end

@@ -98,6 +98,8 @@ class Listener:
                 start_serving=False,  # which takes a turn, in which we may be cancelled: then it has to be ours
                 **(server_options(self._certificate, self.limits.flush_timeout_s) if self._handshakes is None else {}),
             )
+            for one in server.sockets:
+                _probe_silent_peers(one)  # accepted connections inherit it
             if self._handshakes is None:
                 await server.start_serving()
             for one in server.sockets:
@@ -105,7 +107,6 @@ class Listener:
                     self._handshakes.accept_on(one, _BACKLOG)
                 else:
                     _lengthen_backlog(one)
-                _probe_silent_peers(one)
         except BaseException as error:
             if server is not None:
                 server.close()

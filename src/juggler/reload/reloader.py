@@ -213,8 +213,7 @@ class Reloader:
             more["problems"] = (*more["problems"], *_problems(error))
             return came("problems", error.message, hint=error.hint, passing=error.retry_after_s is not None, **more)
         except TimeoutError:
-            message = f"it could not be made ready within {PREPARE_LIMIT_S:.0f} s"
-            return came("problems", message, passing=True, **more)
+            return came("problems", f"it could not be made ready within {PREPARE_LIMIT_S:.0f} s", **more)
         if target.stopping:
             await target.give_up(prepared)
             return came("refused", "the juggler is shutting down", **more)

@@ -243,7 +243,7 @@ async def test_a_file_that_cannot_be_read_for_now_is_read_again(
 ) -> None:
     """A disk that sleeps, or rights that are put in order a moment later: the file is the same for the watcher."""
     rig.write(concurrency=2)
-    rig.reloader._one_read = OneLook(0.05)
+    rig.reloader._one_read = OneLook(0.05 if read is slow_to_read else 10)
     with monkeypatch.context() as patched:
         patched.setattr(reloader, "read_config", read)
         for _ in range(2):
@@ -271,8 +271,10 @@ async def test_a_read_that_hangs_is_the_only_one_that_nobody_has_asked_for(
     rig.reloader._one_read = OneLook(0.05)
     for _ in range(3):
         assert not await rig.reloader._by_watch()
+    await eventually(lambda: reads, "the thread has begun")
     assert len(reads) == 1
     assert "could not be read" in (await rig.reloader.reload("test")).message
+    await eventually(lambda: len(reads) > 1, "another one has begun")
     assert len(reads) == 2
     answers.set()
 

@@ -33,7 +33,7 @@ const FILLED = {
 };
 
 // Words of the juggler for people: what stands in backticks is a word of a configuration or a command.
-export const prose = (text) => text.split(/`([^`]+)`/).map((part, index) => (index % 2 ? html`<code>${part}</code>` : part));
+export const prose = (text) => text.split(/`([^`'\n]+)`/).map((part, index) => (index % 2 ? html`<code>${part}</code>` : part));
 
 export function Icon({ name, class: more = '' }) {
   const filled = FILLED[name];
