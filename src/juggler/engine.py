@@ -26,7 +26,7 @@ from juggler.looks import Looks
 from juggler.proxy.contract import LeaseTiming, RequestInfo, Route
 from juggler.proxy.upstream import UpstreamPool
 from juggler.proxy.wishes import NO_WISHES, Wishes
-from juggler.renames import Named, Renames
+from juggler.renames import Named, Renames, last_name
 from juggler.routing.traffic import TrafficClass
 from juggler.scheduler import commands, events
 from juggler.scheduler.admission import answers_light, removed_error
@@ -146,14 +146,14 @@ class Engine:
         Raises:
             JugglerError: It is refused; the error says why and whether to come back.
         """
-        asked_at, named = self.now(), self._named(route.endpoint)
+        asked_at, named = self.now(), Named(self.renames, route.endpoint)
         try:
             return await self._acquire(route, named, request, asked_at)
         except JugglerError as error:
-            self._refused(named.on(route), request, asked_at, error.code)
+            self._refused(named, route, request, asked_at, error.code)
             raise
         except asyncio.CancelledError:
-            self._refused(named.on(route), request, asked_at, None)
+            self._refused(named, route, request, asked_at, None)
             raise
 
     async def _acquire(self, route: Route, named: Named, request: RequestInfo, asked_at: float) -> EngineLease:
@@ -203,10 +203,6 @@ class Engine:
         """Monotonic seconds, as in every event."""
         return self._clock.monotonic()
 
-    def _named(self, endpoint: EndpointId) -> Named:
-        """What a request was routed to, perhaps a while ago: then by a name that may be gone."""
-        return Named(self.renames, endpoint if endpoint in self.endpoints else self.renames.present(endpoint))
-
     def _policy(self, endpoint: EndpointId) -> EndpointPolicy:
         """Of an endpoint by its name of today.
 
@@ -215,7 +211,7 @@ class Engine:
         """
         policy = self.endpoints.get(endpoint)
         if policy is None:
-            raise removed_error(endpoint.partition("/")[2])
+            raise removed_error(last_name(endpoint).partition("/")[2])
         return policy
 
     def answers(self, endpoint: EndpointId) -> bool:
@@ -224,12 +220,12 @@ class Engine:
         Raises:
             EndpointRemoved: There is no such endpoint any more.
         """
-        return answers_light(self.scheduler.state.instances[self._policy(self._named(endpoint).id).instance])
+        return answers_light(self.scheduler.state.instances[self._policy(endpoint).instance])
 
     def outlook(self, endpoint: EndpointId) -> Outlook:
         """What those who wait for the endpoint wait for, and for how long."""
         state = self.scheduler.state
-        return outlook(state, state.instances[self._policy(self._named(endpoint).id).instance], self.now())
+        return outlook(state, state.instances[self._policy(endpoint).instance], self.now())
 
     def asks(self, instance: InstanceId) -> bool:
         """Whether the backend is asked if it works before its memory is taken."""
@@ -245,7 +241,7 @@ class Engine:
         Raises:
             JugglerError: It cannot be loaded.
         """
-        named = self._named(endpoint)
+        named = Named(self.renames, endpoint)
         await self.opened.wait()
         await self._ask(named.id, events.Kind.LOAD, None, NO_WISHES, asker, patience_s)
 
@@ -308,8 +304,8 @@ class Engine:
         supervisor = self.supervisors.get(instance)
         return supervisor is not None and supervisor.ends
 
-    def _refused(self, route: Route, info: RequestInfo, asked_at: float, code: str | None) -> None:
-        policy, now = self.endpoints.get(route.endpoint), self.now()
+    def _refused(self, named: Named, route: Route, info: RequestInfo, asked_at: float, code: str | None) -> None:
+        policy, route, now = self.endpoints.get(named.id), named.on(route), self.now()
         if policy is not None:
             instance, timing = policy.instance, self._timing(policy.instance, asked_at)
         else:  # it was removed while the request waited

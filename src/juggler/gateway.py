@@ -4,11 +4,12 @@ import asyncio
 from dataclasses import replace
 from typing import Protocol
 
-from juggler.config.resolve import endpoint_id
 from juggler.engine import Engine
+from juggler.ids import EndpointId
 from juggler.page_waits import PageWaits
 from juggler.proxy.contract import Lease, LocalResponse, RequestInfo, Route
 from juggler.proxy.reader import is_prefetch
+from juggler.renames import Renames
 from juggler.routing.slash import slash_redirect
 from juggler.routing.table import RoutingTable
 from juggler.routing.traffic import TrafficClass
@@ -17,6 +18,8 @@ from juggler.routing.traffic import TrafficClass
 class Hold(Protocol):
     """What requests wait for: the engine, or the moment when it knows their endpoints."""
 
+    @property
+    def renames(self) -> Renames: ...
     def try_acquire(self, route: Route, request: RequestInfo) -> Lease | None: ...
     async def acquire(self, route: Route, request: RequestInfo) -> Lease: ...
 
@@ -32,6 +35,10 @@ class Anteroom:
     def __init__(self, engine: Engine, went_live: asyncio.Event) -> None:
         self._engine = engine
         self._went_live = went_live
+
+    @property
+    def renames(self) -> Renames:
+        return self._engine.renames
 
     def try_acquire(self, route: Route, request: RequestInfo) -> Lease | None:
         return None
@@ -51,15 +58,34 @@ class EndpointGateway:
     """
 
     def __init__(self, table: RoutingTable, engine: Hold, pages: PageWaits | None = None) -> None:
-        self._table = table
+        self._renames = engine.renames
+        self._since: dict[EndpointId, int] = {}
+        """When each endpoint was last called so: who holds a route may have got it before a change of names."""
+        self._take(table)
         self._engine = engine
         self._pages = pages
 
     def change(self, table: RoutingTable, engine: Hold, pages: PageWaits | None) -> None:
         """Other routes for the requests to come; those under way keep the one they were given."""
-        self._table, self._engine, self._pages = table, engine, pages
+        self._take(table)
+        self._engine, self._pages = engine, pages
+
+    def _take(self, table: RoutingTable) -> None:
+        self._table = table
+        self._renamed = self._renames.count
+        """As of when ``_table`` has the names of endpoints."""
+        self._since.update((one.endpoint, self._renamed) for one in table.entries)
+
+    def _follow(self) -> None:
+        """Its listener drains, and no change comes to it any more: the same routes, by the names of today."""
+        entries = [
+            replace(one, endpoint=self._renames.present(one.endpoint, self._renamed)) for one in self._table.entries
+        ]
+        self._take(RoutingTable(self._table.server_name, entries))
 
     def route(self, method: bytes, target: bytes, host: bytes | None) -> Route | LocalResponse:
+        if self._renamed != self._renames.count:
+            self._follow()
         return self._table.match(method, target)
 
     def try_acquire(self, route: Route, request: RequestInfo) -> Lease | None:
@@ -68,8 +94,8 @@ class EndpointGateway:
         return self._engine.try_acquire(route, request)
 
     async def acquire(self, route: Route, request: RequestInfo) -> Lease | LocalResponse:
-        endpoint = endpoint_id(self._table.server_name, route.endpoint_name)
-        if endpoint != route.endpoint:  # it was routed before this server got another name, which may be another's now
+        endpoint = self._renames.present(route.endpoint, self._since[route.endpoint])
+        if endpoint != route.endpoint:  # it was routed a while ago, by a name that may be another's now
             route = replace(route, endpoint=endpoint)
         if route.bare:
             redirect = slash_redirect(route, request)

@@ -14,7 +14,7 @@ taken away again before anybody saw its page; a failure is told to who asks next
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from juggler.ids import EndpointId
@@ -114,7 +114,7 @@ class PageWaits:
         patience_s = self.page_after_s
         if kept is None:
             acquiring = asyncio.get_running_loop().create_task(
-                self._engine.acquire(route, request), name=f"page of {route.endpoint}"
+                self._acquire(named, route, request), name=f"page of {route.endpoint}"
             )
             kept = _Kept(acquiring, self._engine.now(), named)
         else:
@@ -130,6 +130,13 @@ class PageWaits:
         outlook = self._engine.outlook(kept.named.id)
         waited_s = self._engine.now() - kept.since
         return waiting_page(route.endpoint_name, outlook.why, outlook.expected_s, waited_s)
+
+    async def _acquire(self, named: Named, route: Route, request: RequestInfo) -> Lease:
+        """In a task of its own, which may begin when the endpoint has another name already."""
+        endpoint = named.id
+        return await self._engine.acquire(
+            route if endpoint == route.endpoint else replace(route, endpoint=endpoint), request
+        )
 
     def close(self) -> None:
         """Keep nothing any more: the juggler goes down."""

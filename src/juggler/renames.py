@@ -11,8 +11,21 @@ from dataclasses import replace
 from juggler.ids import EndpointId
 from juggler.proxy.contract import Route
 
-KEPT_MOST = 32
-"""Configurations with other names that are remembered; nobody looks for a program through more of them."""
+KEPT_MOST = 1000
+"""Configurations with other names that are remembered; nobody waits, and no listener drains, through more of them."""
+
+_GONE = "/"
+"""Before the last name of an endpoint that there is no more; no server's name is empty, so it is nobody's."""
+
+
+def gone(endpoint: EndpointId) -> EndpointId:
+    """What an endpoint is called from now on that a new configuration does not have: its name may be another's."""
+    return EndpointId(_GONE + endpoint)
+
+
+def last_name(endpoint: EndpointId) -> EndpointId:
+    """The name of an endpoint that people know; if it is gone, that of then."""
+    return EndpointId(endpoint.removeprefix(_GONE))
 
 
 class Renames:
@@ -29,7 +42,7 @@ class Renames:
             self._latest.append(renamed)
             self.count += 1
 
-    def present(self, endpoint: EndpointId, since: int = 0) -> EndpointId:
+    def present(self, endpoint: EndpointId, since: int) -> EndpointId:
         """The name of today of what was called ``endpoint`` when ``count`` was ``since``."""
         changes = min(self.count - since, len(self._latest))
         if changes:
@@ -50,10 +63,10 @@ class Named:
 
     @property
     def id(self) -> EndpointId:
-        """What it is called today; perhaps no endpoint any more."""
+        """What it is called today; perhaps it is no endpoint any more."""
         return self._renames.present(self._endpoint, self._since)
 
     def on(self, route: Route) -> Route:
-        """A request's route to it, by the name under which it is shown and counted now."""
-        endpoint = self.id
+        """A request's route to it, by the name under which it is shown and counted now; if it is gone, by its last."""
+        endpoint = last_name(self.id)
         return route if route.endpoint == endpoint else replace(route, endpoint=endpoint)

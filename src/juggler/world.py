@@ -25,15 +25,13 @@ from juggler.lifecycle.supervisor import Supervisor
 from juggler.logs.book import Logs
 from juggler.memory.store import LearnedStore
 from juggler.reload.plan import ReloadPlan
+from juggler.renames import gone
 from juggler.scheduler.core import Scheduler
 from juggler.scheduler.events import Reconfigured
 from juggler.scheduler.ledger import EXCLUSIVE_POOL, Amounts
 from juggler.scheduler.state import InstanceSpec
 
 _log = logging.getLogger("juggler.app")
-
-NO_SERVER = ""
-"""No server can be called so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,20 +225,19 @@ class World:
 
 
 def _renamed(plan: ReloadPlan, endpoints: Mapping[EndpointId, EndpointPolicy]) -> dict[EndpointId, EndpointId]:
-    """What those of ``endpoints`` are called now that have another name, or whose name is another's.
+    """What those of ``endpoints`` are called now that have another name, or are gone: theirs may be another's.
 
     An endpoint goes with its server, where that still has one of this name, else with its process.
     """
-    servers = {old: new for old, new in plan.listeners.kept if old != new}
-    servers |= dict.fromkeys(set(plan.listeners.removed) & set(servers.values()), NO_SERVER)
+    servers = dict(plan.listeners.kept) | {name: name for name in plan.listeners.rebound}
     after = {one.id: one.instance for server in plan.config.servers for one in server.endpoints}
     served = {instance: one for one, instance in reversed(after.items()) if instance in plan.kept}
     renamed: dict[EndpointId, EndpointId] = {}
     for one, policy in endpoints.items():
         server = one.removesuffix(f"/{policy.name}")
-        name = endpoint_id(servers.get(server, server), policy.name)
-        if name not in after:
-            name = served.get(policy.instance, name)
+        name = endpoint_id(servers[server], policy.name) if server in servers else None
+        if name is None or name not in after:
+            name = served.get(policy.instance, gone(one))
         if name != one:
             renamed[one] = name
     return renamed

@@ -41,8 +41,10 @@ class FakeEngine:
         self.ready = False
         self.removed = False
         self.renames = Renames()
+        self.endpoints: list[EndpointId] = []
 
     async def acquire(self, route: Route, request: RequestInfo) -> Lease:
+        self.endpoints.append(route.endpoint)
         answer: asyncio.Future[FakeLease] = asyncio.get_running_loop().create_future()
         self.asked.append(answer)
         try:
@@ -385,6 +387,18 @@ async def test_servers_that_swap_their_names() -> None:
     engine.ready = True
     assert await pages.acquire(replace(ROUTE, endpoint=OTHER), ask()) is granted
     pages.close()
+
+
+async def test_servers_that_swap_their_names_before_the_request_itself_begins() -> None:
+    """It is a task, and a new configuration may come first."""
+    engine = FakeEngine()
+    pages = PageWaits(engine, SOON_S)
+    question = asyncio.create_task(pages.acquire(ROUTE, ask()), name="question")
+    asyncio.get_running_loop().call_soon(engine.renames.add, {UI: OTHER, OTHER: UI})  # after that, before its task
+    page_of(await question)
+    assert engine.endpoints == [OTHER]
+    pages.close()
+    await settled()
 
 
 async def test_a_server_that_is_renamed_during_a_question(monkeypatch: pytest.MonkeyPatch) -> None:

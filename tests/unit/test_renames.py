@@ -2,7 +2,7 @@
 
 from juggler.ids import EndpointId
 from juggler.proxy.contract import Route
-from juggler.renames import KEPT_MOST, Named, Renames
+from juggler.renames import KEPT_MOST, Named, Renames, gone, last_name
 from juggler.routing.traffic import TrafficClass
 
 A, B, C = (EndpointId(f"{server}/x") for server in "abc")
@@ -37,6 +37,17 @@ def test_few_changes_are_remembered() -> None:
     fresh = Named(renames, A)
     renames.add({A: B, B: A})
     assert (named.id, fresh.id) == (A, B)
+
+
+def test_an_endpoint_that_is_gone() -> None:
+    """Whoever gets its name later is another one; people are told the name that it had."""
+    renames = Renames()
+    named, route = Named(renames, A), Route(A, "x", b"/", TrafficClass.WORK)
+    renames.add({A: gone(A)})
+    renames.add({A: B})
+    assert named.id not in (A, B)
+    assert (last_name(named.id), named.on(route)) == (A, route)
+    assert last_name(A) == A
 
 
 def test_a_route_gets_the_name_of_today() -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from juggler.engine import Engine
 from juggler.errors import BadRequest, Conflict, NotFound, RoutingError
 from juggler.ids import EndpointId, InstanceId, RequestId
+from juggler.renames import Named
 from juggler.scheduler import events
 from juggler.scheduler.events import OrderKind
 from juggler.scheduler.transitions import GONE
@@ -79,9 +80,10 @@ class Steering:
         Raises:
             JugglerError: It cannot be loaded.
         """
+        named = Named(self._engine.renames, endpoint)
 
         async def work() -> str:
-            await self._engine.load(endpoint, by)
+            await self._engine.load(named.id, by)
             return "loaded"
 
         return await self._in_time("load", self.instance_of(endpoint), work, wait_s)
@@ -108,10 +110,11 @@ class Steering:
             )
 
         was_down = now.residency in GONE
+        named = Named(self._engine.renames, endpoint)
 
         async def work() -> str:
             await self._engine.order(instance, OrderKind.RESTART)
-            await self._engine.load(endpoint, by)
+            await self._engine.load(named.id, by)
             return "was not running; loaded" if was_down else "loaded"
 
         return await self._in_time("restart", instance, work, wait_s)

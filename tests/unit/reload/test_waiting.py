@@ -1,16 +1,21 @@
 """Requests that are under way while a reload comes; the program with pretended processes."""
 
 import asyncio
+import socket
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.unit.reload.test_many_reloads import LIMIT_S, Rig, StandIn, ask, endpoint, eventually, running, server
 
-from juggler.ids import PoolId
+from juggler.config.resolve import ResolvedServer
+from juggler.gateway import Anteroom
+from juggler.ids import EndpointId, PoolId
 from juggler.lifecycle.launcher import MachineMemory, MemoryPool
 from juggler.lifecycle.supervisor import Supervisor
+from juggler.proxy.contract import Lease, RequestInfo, Route
 
 KEPT = endpoint("kept", "kept")
 
@@ -37,6 +42,18 @@ async def test_a_server_that_is_renamed_meanwhile(tmp_path: Path, monkeypatch: p
         await rig.reload(rig.document(server("Third", rig.main, KEPT, endpoint("b"))))
         StandIn.go_on.set()
         assert (await busy, await waiting) == (200, 200)
+
+
+async def test_a_restart_of_one_whose_server_is_renamed_meanwhile(tmp_path: Path) -> None:
+    async with running(tmp_path) as rig:
+        busy = asyncio.create_task(ask(rig.main, "/kept/slow"))
+        await eventually(lambda: rig.app.engine.leases, "it works")
+        restart = asyncio.create_task(rig.app.steering.restart(EndpointId("S/kept"), LIMIT_S, "test"))
+        await asyncio.sleep(0)
+        await rig.reload(rig.document(server("Other", rig.main, KEPT, endpoint("b"))))
+        assert not restart.done()
+        StandIn.go_on.set()
+        assert (await restart, await busy) == ("loaded", 200)
 
 
 def sized(rig: Rig, pool: str, memory: str) -> dict[str, object]:
@@ -178,3 +195,97 @@ async def test_a_request_that_is_refused_after_a_change_of_names(
         assert (told.endpoint, told.instance) == ("Other/kept", "S/kept")
         StandIn.go_on.set()
         assert await busy == 200
+
+
+@pytest.mark.parametrize("is_up", [False, True])
+async def test_a_request_on_a_server_that_was_removed(is_up: bool, tmp_path: Path) -> None:
+    """Its head was still on its way; it does not get the model of the server that has taken the name over."""
+    async with running(tmp_path) as rig:
+        await rig.reload(two_servers(rig, "S", "T"))
+        if is_up:
+            assert await ask(rig.second, "/b/x") == 200
+        reader, writer = await asyncio.open_connection("127.0.0.1", rig.main)
+        writer.write(b"POST /b/x HTTP/1.1\r\nHost: h\r\n")
+        door = rig.app.listeners["S"]
+        await eventually(lambda: any(one._buffer for one in door.connections), "half of the head is there")
+        await rig.reload(rig.document(server("S", rig.second, WRONG)))
+        writer.write(b"Content-Length: 0\r\n\r\n")
+        async with asyncio.timeout(LIMIT_S):
+            assert b" 503 " in await reader.readline()
+        writer.close()
+        assert started(rig) == ({"T/b"} if is_up else set())
+
+
+async def test_an_endpoint_that_goes_before_another_of_its_name_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who looked for the program of the first gets nothing of the second, one configuration later."""
+    async with running(tmp_path) as rig:
+        await rig.reload(two_servers(rig, "S", "T"))
+        look = SlowLook(monkeypatch)
+        looking = asyncio.create_task(ask(rig.main, "/b/x"))
+        await eventually(look.begun.is_set, "it looks for its program")
+        await rig.reload(rig.document(server("T", rig.second, WRONG)))
+        await rig.reload(rig.document(server("S", rig.second, WRONG)))
+        look.go_on.set()
+        assert await looking == 503
+        assert not started(rig)
+
+
+async def test_a_new_server_with_a_name_of_long_ago_that_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who came to it does not get the model that once had this name."""
+    came: list[EndpointId] = []
+    acquire = Anteroom.acquire
+
+    async def noted(self: Anteroom, route: Route, request: RequestInfo) -> Lease:
+        came.append(route.endpoint)
+        return await acquire(self, route, request)
+
+    monkeypatch.setattr(Anteroom, "acquire", noted)
+    async with running(tmp_path) as rig:
+        await rig.reload(rig.document(server("T", rig.main, KEPT, RIGHT)))
+        asking: list[asyncio.Task[int]] = []
+        open_one = rig.app._doors._open
+
+        async def slow(one: ResolvedServer, *others: Any, **named: Any) -> Any:
+            if one.name == "U":
+                asking.append(asyncio.create_task(ask(rig.second, "/b/x")))
+                await eventually(lambda: came, "it waits")
+            return await open_one(one, *others, **named)
+
+        monkeypatch.setattr(rig.app._doors, "_open", slow)
+        kept, new = server("T", rig.main, KEPT, RIGHT), server("S", rig.second, WRONG)
+        with socket.create_server(("127.0.0.1", rig.third)):
+            await rig.reload(rig.document(kept, new, server("U", rig.third, endpoint("u"))), "problems")
+        assert (came, await asking[0]) == (["S/b"], 503)
+        assert not started(rig)
+
+
+@pytest.mark.parametrize("routed", ["before", "after"])
+async def test_a_request_that_is_refused_as_its_endpoint_is_gone(
+    routed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told under the name that it asked for, and of no model of another's."""
+    async with running(tmp_path) as rig:
+        await rig.reload(two_servers(rig, "S", "T"))
+        ended = rig.app.engine.ended_requests
+        monkeypatch.setattr(ended, "on_first", None)  # nobody takes them but us
+        look = SlowLook(monkeypatch)
+        reader, writer = await asyncio.open_connection("127.0.0.1", rig.main)
+        head, rest = b"POST /b/x HTTP/1.1\r\nHost: h\r\n", b"Content-Length: 0\r\n\r\n"
+        door = rig.app.listeners["S"]
+        writer.write(head + rest if routed == "before" else head)
+        await eventually(
+            lambda: look.begun.is_set() or any(one._buffer for one in door.connections), "it is there, or half of it"
+        )
+        await rig.reload(rig.document(server("S", rig.second, WRONG)))
+        if routed == "after":
+            writer.write(rest)
+        look.go_on.set()
+        async with asyncio.timeout(LIMIT_S):
+            assert b" 503 " in await reader.readline()
+        writer.close()
+        told = ended.take()
+        assert (told.endpoint, told.instance) == ("S/b", "S/b")
