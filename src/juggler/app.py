@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 from juggler.clock import SystemClock
 from juggler.config.load import LoadedConfig
 from juggler.config.machine import directory_trouble
-from juggler.config.resolve import ResolvedConfig, default_temp_dir
+from juggler.config.resolve import ResolvedConfig, default_temp_dir, instances_of
 from juggler.control.plane import ControlPlane
 from juggler.control.steering import Steering
 from juggler.descriptors import told_in_moderation
 from juggler.engine import Engine
 from juggler.errors import ConfigError
-from juggler.ids import EndpointId, InstanceId
+from juggler.ids import InstanceId
 from juggler.keeper import MemoryKeeper
 from juggler.lifecycle.launcher import Launcher
 from juggler.lifecycle.local import LocalLauncher
@@ -229,7 +229,7 @@ class App:
 
     def change(self, wanted: ReloadPlan, prepared: Prepared) -> None:
         """Take it up, in one turn of the loop."""
-        before, after = _instances(self.config), _instances(wanted.config)
+        before, after = instances_of(self.config.servers), instances_of(wanted.config.servers)
         self._world.change(wanted, prepared.coming)
         self._doors.change(wanted, prepared.doors)
         self.config = wanted.config
@@ -292,11 +292,6 @@ class App:
         else:
             host, port = self.control.addresses[0]
             _log.info("dashboard and API on http://%s:%d", f"[{host}]" if ":" in host else host, port)
-
-
-def _instances(config: ResolvedConfig) -> dict[EndpointId, InstanceId]:
-    """Where its endpoints lead."""
-    return {one.id: one.instance for server in config.servers for one in server.endpoints}
 
 
 def _make_private(directory: Path) -> None:

@@ -7,18 +7,18 @@ new configuration is opened before anything else changes; requests that arrive t
 import asyncio
 import errno
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from juggler.backends.registry import api_for, stand_in_for, traffic_for
-from juggler.config.resolve import ResolvedConfig, ResolvedServer
+from juggler.config.resolve import ResolvedConfig, ResolvedServer, instances_of
 from juggler.descriptors import make_room
 from juggler.engine import Engine
 from juggler.errors import ConfigError
 from juggler.gateway import Anteroom, EndpointGateway
-from juggler.ids import EndpointId, InstanceId
+from juggler.ids import InstanceId
 from juggler.page_waits import PageWaits
 from juggler.proxy.limits import Limits
 from juggler.proxy.listener import Listener, start_listener
@@ -221,8 +221,8 @@ class Listeners:
 
     def _forget_replies(self, plan: ReloadPlan) -> None:
         """Of endpoints that lead somewhere else from now on; by what is in effect until then."""
-        old = _instances(door.server for door in self._doors.values())
-        new = _instances(plan.config.servers)
+        old = instances_of(door.server for door in self._doors.values())
+        new = instances_of(plan.config.servers)
         changed = {one.name for one in plan.changed} | {*plan.added, *plan.removed}
         known = old.keys() | new.keys()
         turned = {one for one in known if old.get(one) != new.get(one) or new.get(one) in changed}
@@ -233,7 +233,7 @@ class Listeners:
         """Nothing runs of a process that a new configuration has replaced: it answered until now."""
         if self._retire is not None:
             self._retire(name, replaced)
-        instances = _instances(door.server for door in self._doors.values())
+        instances = instances_of(door.server for door in self._doors.values())
         self._replies.forget_endpoints({one for one, instance in instances.items() if instance == name})
 
     # -- the end -------------------------------------------------------------------------------------------------
@@ -309,10 +309,9 @@ class Listeners:
         _log.info("%s listens on %s%s", door.server.name, where, " with HTTPS" if listener.secure else "")
 
     def _reopen_later(self, door: _Door) -> None:
-        assert self._tasks is not None
         door.lost = True
         if door.reopening is None or door.reopening.done():
-            door.reopening = self._tasks.create_task(self._reopen(door), name="reopen listener")
+            door.reopening = self._begin_task(self._reopen(door), "reopen listener")
 
     async def _reopen(self, door: _Door) -> None:
         """Try until it listens again, or need not."""
@@ -343,18 +342,23 @@ class Listeners:
                 return False
             return True
 
-    def _drain(self, door: _Door) -> None:
+    def _begin_task(self, work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None] | None":
+        """None: something has failed, and everything ends."""
         assert self._tasks is not None
+        try:
+            return self._tasks.create_task(work, name=name)
+        except RuntimeError:  # from the group, which takes no further tasks
+            work.close()
+            return None
+
+    def _drain(self, door: _Door) -> None:
         if door.reopening is not None:
             door.lost = False
             door.reopening.cancel()
         if door.watching is not None:
             door.watching.cancel()
-        closing = door.listener.close(DRAIN_S)
-        try:
-            task = self._tasks.create_task(closing, name="close listener")
-        except RuntimeError:  # something has failed, and everything ends
-            closing.close()
+        task = self._begin_task(door.listener.close(DRAIN_S), "close listener")
+        if task is None:
             door.listener.abort()
             return
         self._closing[task] = door.listener
@@ -368,11 +372,6 @@ class Listeners:
             self._pages = PageWaits(self._engine, page_after_s)
         else:
             self._pages.page_after_s = page_after_s
-
-
-def _instances(servers: Iterable[ResolvedServer]) -> dict[EndpointId, InstanceId]:
-    """Where the endpoints of servers lead."""
-    return {one.id: one.instance for server in servers for one in server.endpoints}
 
 
 def _in_the_way(door: _Door, server: ResolvedServer) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from juggler.backends.base import Backend
 from juggler.backends.registry import create
 from juggler.clock import Clock
-from juggler.config.resolve import ResolvedConfig, ResolvedInstance, endpoint_id
+from juggler.config.resolve import ResolvedConfig, ResolvedInstance, endpoint_id, instances_of
 from juggler.engine import Engine
 from juggler.ids import EndpointId, InstanceId, RequestId
 from juggler.keeper import MemoryKeeper
@@ -230,7 +230,7 @@ def _renamed(plan: ReloadPlan, endpoints: Mapping[EndpointId, EndpointPolicy]) -
     An endpoint goes with its server, where that still has one of this name, else with its process.
     """
     servers = dict(plan.listeners.kept) | {name: name for name in plan.listeners.rebound}
-    after = {one.id: one.instance for server in plan.config.servers for one in server.endpoints}
+    after = instances_of(plan.config.servers)
     served = {instance: one for one, instance in reversed(after.items()) if instance in plan.kept}
     renamed: dict[EndpointId, EndpointId] = {}
     for one, policy in endpoints.items():

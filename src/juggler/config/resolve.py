@@ -3,7 +3,7 @@
 import getpass
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -228,6 +228,11 @@ def _limits(general: LimitsModel, own: LimitsModel | None) -> Limits:
 def endpoint_id(server: str, endpoint: str) -> EndpointId:
     """The id of an endpoint."""
     return EndpointId(f"{server}/{endpoint}")
+
+
+def instances_of(servers: Iterable[ResolvedServer]) -> dict[EndpointId, InstanceId]:
+    """Where the endpoints of servers lead."""
+    return {one.id: one.instance for server in servers for one in server.endpoints}
 
 
 def default_temp_dir() -> Path:

@@ -13,7 +13,7 @@ from juggler.config.effect import not_in_effect
 from juggler.config.load import ConfigFileError, LoadedConfig, load_config
 from juggler.config.machine import machine_problems
 from juggler.config.problems import Problem, in_file_order
-from juggler.config.resolve import ResolvedConfig, endpoint_id, resolve
+from juggler.config.resolve import ResolvedConfig, endpoint_id, instances_of, resolve
 from juggler.config.schema import backend_type
 from juggler.doctor.backends import Case, examine_backend
 from juggler.doctor.findings import Finding, Grade, Section, note, ok, problem, warning
@@ -137,7 +137,7 @@ def _finding(found: Problem) -> Finding:
 def cases_of(checked: Checked) -> list[Case]:
     """The backends in the order of the file, each with its instances."""
     settings = {one.id: one.settings for one in checked.resolved.instances}
-    instance_of = {one.id: one.instance for server in checked.resolved.servers for one in server.endpoints}
+    instance_of = instances_of(checked.resolved.servers)
     users: dict[str, dict[str, None]] = {name: {} for name in checked.loaded.config.backends}
     for server in checked.loaded.config.servers:
         for endpoint in server.endpoints:

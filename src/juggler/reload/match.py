@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 
 from juggler.backends.base import BackendSettings
 from juggler.backends.registry import knows_its_prefix
-from juggler.config.resolve import ResolvedConfig, ResolvedInstance
+from juggler.config.resolve import ResolvedConfig, ResolvedInstance, instances_of
 from juggler.ids import EndpointId, InstanceId, PoolId
 
 IN_PLACE = frozenset({"instance", "endpoint_name", "start_timeout_s", "stop_timeout_s", "kv_cache_quota_bytes"})
@@ -106,7 +106,7 @@ def _with_memory_of(one: ResolvedInstance, before: ResolvedInstance | None) -> R
 
 def _ids(old: ResolvedConfig, new: ResolvedConfig, *, pools_wait: bool) -> dict[InstanceId, InstanceId]:
     """The id of each new instance here; with ``pools_wait`` whatever pool it is to be in after a restart."""
-    endpoints = {one.id: one.instance for server in old.servers for one in server.endpoints}
+    endpoints = instances_of(old.servers)
     left = {one.id: one for one in old.instances}
     ids: dict[InstanceId, InstanceId] = {}
 

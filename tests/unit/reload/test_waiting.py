@@ -11,11 +11,9 @@ import pytest
 from tests.unit.reload.test_many_reloads import LIMIT_S, Rig, StandIn, ask, endpoint, eventually, running, server
 
 from juggler.config.resolve import ResolvedServer
-from juggler.gateway import Anteroom
 from juggler.ids import EndpointId, PoolId
 from juggler.lifecycle.launcher import MachineMemory, MemoryPool
 from juggler.lifecycle.supervisor import Supervisor
-from juggler.proxy.contract import Lease, RequestInfo, Route
 
 KEPT = endpoint("kept", "kept")
 
@@ -233,17 +231,9 @@ async def test_an_endpoint_that_goes_before_another_of_its_name_comes(
 
 
 async def test_a_new_server_with_a_name_of_long_ago_that_is_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, early: list[EndpointId]
 ) -> None:
     """Who came to it does not get the model that once had this name."""
-    came: list[EndpointId] = []
-    acquire = Anteroom.acquire
-
-    async def noted(self: Anteroom, route: Route, request: RequestInfo) -> Lease:
-        came.append(route.endpoint)
-        return await acquire(self, route, request)
-
-    monkeypatch.setattr(Anteroom, "acquire", noted)
     async with running(tmp_path) as rig:
         await rig.reload(rig.document(server("T", rig.main, KEPT, RIGHT)))
         asking: list[asyncio.Task[int]] = []
@@ -252,14 +242,14 @@ async def test_a_new_server_with_a_name_of_long_ago_that_is_given_up(
         async def slow(one: ResolvedServer, *others: Any, **named: Any) -> Any:
             if one.name == "U":
                 asking.append(asyncio.create_task(ask(rig.second, "/b/x")))
-                await eventually(lambda: came, "it waits")
+                await eventually(lambda: early, "it waits")
             return await open_one(one, *others, **named)
 
         monkeypatch.setattr(rig.app._doors, "_open", slow)
         kept, new = server("T", rig.main, KEPT, RIGHT), server("S", rig.second, WRONG)
         with socket.create_server(("127.0.0.1", rig.third)):
             await rig.reload(rig.document(kept, new, server("U", rig.third, endpoint("u"))), "problems")
-        assert (came, await asking[0]) == (["S/b"], 503)
+        assert (early, await asking[0]) == (["S/b"], 503)
         assert not started(rig)
 
 
