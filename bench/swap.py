@@ -23,7 +23,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.e2e.support import free_port, running
+from tests.e2e.support import running
+from tests.ports import free_port
 
 from juggler.demo.models import write_model
 from juggler.demo.run import engine_command

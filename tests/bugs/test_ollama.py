@@ -9,7 +9,8 @@ import pytest
 
 from juggler.backends import ollama_models
 from juggler.backends.ollama import OllamaBackend
-from tests.e2e.support import PROGRAMS, Juggler, eventually, exclusive, free_port, running, web
+from tests.e2e.support import PROGRAMS, Juggler, eventually, exclusive, running, web
+from tests.ports import free_port
 from tests.unit.backends.fake_caller import FakeCaller, answer, settings
 
 

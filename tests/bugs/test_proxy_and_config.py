@@ -13,7 +13,8 @@ from juggler.errors import ConfigError
 from juggler.ids import EndpointId
 from juggler.routing.table import Entry, RoutingTable
 from juggler.routing.traffic import TrafficTable
-from tests.e2e.support import exclusive, free_port, running, web
+from tests.e2e.support import exclusive, running, web
+from tests.ports import free_port
 
 SEED = Path(__file__).parents[1] / "unit" / "config" / "data" / "seed.json"
 

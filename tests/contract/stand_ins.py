@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.support import PROGRAMS, Ended, Juggler, eventually, free_port, running
+from tests.e2e.support import PROGRAMS, Ended, Juggler, eventually, running
 from tests.ollama_files import write_model
+from tests.ports import free_port
 
 COMMENTS_EVERY = "100ms"
 

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.support import PROGRAMS, Juggler, eventually, exclusive, free_port, running, web
+from tests.e2e.support import PROGRAMS, Juggler, eventually, exclusive, running, web
+from tests.ports import free_port
 
 
 class Theirs:

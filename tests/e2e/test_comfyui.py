@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 from tests.e2e.comfy_page import Page, Refused, browser_headers
-from tests.e2e.support import LIMIT_S, PROGRAMS, Answer, Juggler, eventually, exclusive, free_port, running, web
+from tests.e2e.support import LIMIT_S, PROGRAMS, Answer, Juggler, eventually, exclusive, running, web
+from tests.ports import free_port
 
 pytestmark = [
     pytest.mark.slow,

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.e2e.support import LIMIT_S, eventually, exclusive, free_port, processes_marked, running, web
+from tests.e2e.support import LIMIT_S, eventually, exclusive, processes_marked, running, web
+from tests.ports import free_port
 from tests.unit.doctor.tools import install
 
 from juggler.demo.models import write_model

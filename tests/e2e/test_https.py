@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from tests.certificates import Pair, make_pair, stranger, trusting, write_authority
-from tests.e2e.support import PROGRAMS, eventually, exclusive, free_port, running, web
+from tests.e2e.support import PROGRAMS, eventually, exclusive, running, web
+from tests.ports import free_port
 
 
 @contextlib.contextmanager

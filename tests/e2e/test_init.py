@@ -17,7 +17,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from tests.e2e.support import LIMIT_S, eventually, free_port, processes_marked
+from tests.e2e.support import LIMIT_S, eventually, processes_marked
+from tests.ports import free_port
 from tests.unit.doctor.tools import install
 from tests.unit.survey.gguf_files import write_gguf
 

@@ -13,19 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.e2e.support import (
-    LIMIT_S,
-    PROGRAMS,
-    Answer,
-    Juggler,
-    eventually,
-    exclusive,
-    free_port,
-    processes_marked,
-    running,
-    web,
-)
+from tests.e2e.support import LIMIT_S, PROGRAMS, Answer, Juggler, eventually, exclusive, processes_marked, running, web
 from tests.ollama_files import write_model
+from tests.ports import free_port
 
 pytestmark = pytest.mark.slow
 

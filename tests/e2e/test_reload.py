@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 from tests.certificates import make_pair, trusting
-from tests.e2e.support import PROGRAMS, Juggler, eventually, free_port, processes_marked, running, web
+from tests.e2e.support import PROGRAMS, Juggler, eventually, processes_marked, running, web
+from tests.ports import free_port
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.e2e.support import PROGRAMS, Answer, Juggler, eventually, exclusive, free_port, running, web
+from tests.e2e.support import PROGRAMS, Answer, Juggler, eventually, exclusive, running, web
+from tests.ports import free_port
 
 pytestmark = pytest.mark.slow
 

@@ -1,11 +1,11 @@
 """Finding the server to attach to: real sockets, a scripted probe."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 import pytest
+from tests.ports import free_port
 
 from juggler.backends.base import Address, BackendSettings
 from juggler.clock import SystemClock
@@ -79,9 +79,7 @@ async def test_another_program_is_named_as_such() -> None:
 @pytest.mark.parametrize(("host", "why"), [("127.0.0.1", "refused"), ("no-such-host.invalid", "resolved")])
 async def test_nothing_there(host: str, why: str) -> None:
     """The error names endpoint, address and reason, and when to come back."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+    port = free_port()
     with pytest.raises(AttachFailed, match=why) as caught:
         await target(f"http://{host}:{port}").find()
     assert f"http://{host}:{port}" in caught.value.message

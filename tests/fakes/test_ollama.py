@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from tests.e2e.support import PROGRAMS, processes_marked
+from tests.ports import free_port
 
 from juggler.backends import ollama, ollama_models
 from juggler.backends.base import Address, BackendSettings, ProbeResult
@@ -196,11 +197,9 @@ async def test_without_a_home(launcher: LocalLauncher, settings: BackendSettings
 
 def test_it_tells_its_version_without_a_server(program: str) -> None:
     """For ``juggler doctor``."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        env = {**os.environ, "OLLAMA_HOST": f"127.0.0.1:{free.getsockname()[1]}"}
-        words = (program, *OllamaBackend.version_arguments)
-        done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=LIMIT_S, check=True)
+    env = {**os.environ, "OLLAMA_HOST": f"127.0.0.1:{free_port()}"}
+    words = (program, *OllamaBackend.version_arguments)
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=LIMIT_S, check=True)
     assert "client version is 0.33.0" in done.stdout
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 from tests.e2e.gradio_page import Click
-from tests.e2e.support import PROGRAMS, free_port
+from tests.e2e.support import PROGRAMS
+from tests.ports import free_port
 
 from juggler.backends import sdwebui
 from juggler.backends.base import BackendSettings, ProbeResult

@@ -3,13 +3,13 @@
 import asyncio
 import json
 import logging
-import socket
 
 import pytest
 
 from juggler.errors import BlockedRoute, QueueFull, StartFailed
 from juggler.proxy.contract import LocalResponse
 from juggler.proxy.limits import Limits
+from tests.ports import free_port
 from tests.protocol.support import OK, Peer, header, replies, rig, until
 
 H = b"Host: h\r\n"
@@ -233,18 +233,11 @@ async def test_truncated_answer_never_looks_whole(name: str) -> None:
 async def test_refused_connection_is_a_bad_gateway() -> None:
     """Nobody at the backend's port is told as such."""
     async with rig() as setup:
-        setup.pool.port = _free_port()
+        setup.pool.port = free_port()
         peer = await setup.ask(GET)
         status, _, body = await peer.answer()
         assert (status, json.loads(body)["error"]["code"]) == (502, "upstream_connect_failed")
         assert (await setup.result()).error == "upstream_connect_failed"
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
 
 
 async def test_slow_head_is_told_so() -> None:

@@ -1,11 +1,11 @@
 """A backend that cannot be reached although it counts as ready: the request is held again, and never sent twice."""
 
 import asyncio
-import socket
 
 import pytest
 
 from juggler.proxy.upstream import UpstreamPool
+from tests.ports import free_port
 from tests.protocol.support import OK, Peer, Rig, rig
 
 POST = b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello"
@@ -13,9 +13,7 @@ POST = b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello"
 
 def dead_pool() -> UpstreamPool:
     """Connections to a port that nobody has."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return UpstreamPool("127.0.0.1", sock.getsockname()[1])
+    return UpstreamPool("127.0.0.1", free_port())
 
 
 async def revive(setup: Rig, after: int) -> None:

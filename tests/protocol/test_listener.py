@@ -13,6 +13,7 @@ from juggler.proxy.client import ClientConnection
 from juggler.proxy.listener import Listener, start_listener
 from juggler.proxy.tls import Certificate
 from tests.certificates import make_pair, trusting
+from tests.ports import free_port
 from tests.protocol.support import FAST, OK, Rig, Secure, rig, until
 
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -127,9 +128,7 @@ async def test_names_without_an_address(host: str) -> None:
 
 async def test_half_an_opening_leaves_nothing(secure: Secure, monkeypatch: pytest.MonkeyPatch) -> None:
     """1. One of two sockets is open. 2. Something fails. 3. The first one's port is free again."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
 
     def fail(listening: socket.socket) -> None:
         raise OSError(errno.EMFILE, "")

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import importlib.util
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import pytest
 from juggler.backends.base import Address, ProbeResult
 from juggler.backends.llamacpp import LlamaCppBackend
 from juggler.lifecycle.caller import HttpCaller
+from tests.ports import free_port
 
 HAS_ENGINE = importlib.util.find_spec("xllamacpp") is not None
 needs_engine = pytest.mark.skipif(not HAS_ENGINE, reason="xllamacpp is not installed")
@@ -23,13 +23,6 @@ needs_engine = pytest.mark.skipif(not HAS_ENGINE, reason="xllamacpp is not insta
 PROGRAM = str(Path(sys.executable).parent / "juggler-llama-server")
 WAIT_S = 40.0
 LISTENING = "juggler-llama-server: listening on "
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Engine:

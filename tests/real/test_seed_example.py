@@ -21,7 +21,8 @@ import pytest
 
 from juggler.demo.models import write_model
 from juggler.demo.run import engine_command
-from tests.e2e.support import LIMIT_S, PROGRAMS, Answer, eventually, free_port, processes_marked
+from tests.e2e.support import LIMIT_S, PROGRAMS, Answer, eventually, processes_marked
+from tests.ports import free_port
 
 pytestmark = [
     pytest.mark.real,

@@ -14,6 +14,7 @@ from juggler.app import App
 from juggler.config.load import load_text
 from juggler.config.resolve import resolve
 from juggler.errors import ConfigError
+from tests.ports import free_port
 
 
 @pytest.fixture
@@ -42,8 +43,7 @@ def test_an_address_that_is_taken_is_named_once(tmp_path: Path, taken: int) -> N
 
 
 def test_without_its_control_plane_it_goes_on(tmp_path: Path, taken: int, caplog: pytest.LogCaptureFixture) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     asyncio.run(app(tmp_path, port, control={"port": taken}).run())
     why = f"cannot listen on 127.0.0.1:{taken}: Address already in use; set `control` in the configuration"
     assert f"no dashboard and no API: {why}" in caplog.messages

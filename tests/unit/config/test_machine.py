@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from tests.certificates import make_pair
+from tests.ports import free_port
 
 from juggler.config.load import load_text
 from juggler.config.machine import directory_trouble, machine_problems
@@ -18,10 +19,7 @@ from juggler.config.machine import directory_trouble, machine_problems
 @pytest.fixture
 def port() -> int:
     """A port that is free on the loopback addresses while the test runs (not held: SO_REUSEADDR would hide it)."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        number: int = probe.getsockname()[1]
-    return number
+    return free_port()
 
 
 def found(

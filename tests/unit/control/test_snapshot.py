@@ -2,12 +2,12 @@
 
 import asyncio
 import json
-import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.ports import free_port
 
 from juggler.app import App
 from juggler.config.load import load_text
@@ -30,8 +30,7 @@ def in_app(tmp_path: Path, check: Callable[[App], None]) -> None:
         finally:
             app.stop()
 
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     endpoints = [{"name": name, "path_prefix": f"/{name}", "backend": "demo"} for name in ("a", "b")]
     document = {
         "temp_dir": str(tmp_path / "t"),

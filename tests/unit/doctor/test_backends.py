@@ -19,7 +19,7 @@ from juggler.ids import InstanceId
 from juggler.lifecycle import attaching
 from juggler.tls import ServerTls, server_context
 from tests.certificates import authority, make_pair, stranger, write_authority
-from tests.e2e.support import free_port
+from tests.ports import free_port
 from tests.unit.doctor.tools import answering, install
 from tests.unit.survey.gguf_files import write_gguf
 

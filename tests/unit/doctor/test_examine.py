@@ -13,7 +13,7 @@ from juggler.config.resolve import resolve
 from juggler.doctor import examine as module
 from juggler.doctor.examine import Checked, cases_of, examine
 from juggler.doctor.findings import Grade, Section
-from tests.e2e.support import free_port
+from tests.ports import free_port
 from tests.unit.doctor.tools import install
 
 ENVIRON = {"PATH": "/nonexistent"}

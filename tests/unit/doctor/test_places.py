@@ -22,7 +22,7 @@ from juggler.survey import running
 from juggler.survey.containers import Containers
 from juggler.survey.listeners import Holder, holder_of
 from juggler.units import GIB
-from tests.e2e.support import free_port
+from tests.ports import free_port
 from tests.unit.doctor.tools import answering
 
 

@@ -2,19 +2,15 @@
 
 import asyncio
 import json
-import socket
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from tests.ports import free_port
+
 from juggler.app import App
 from juggler.config.load import load_config
 from juggler.config.resolve import resolve
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def document(tmp_path: Path, ports: dict[str, int], endpoints: dict[str, list[str]]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import pytest
 from tests.certificates import make_pair
+from tests.ports import free_port
 
 from juggler.app import App
 from juggler.backends.base import Address
@@ -108,11 +109,6 @@ async def ask(port: int, path: str, method: str = "POST") -> int:
     """One request on a connection of its own."""
     async with Client.to(port) as client:
         return await client.ask(path, method)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 @dataclass

@@ -10,7 +10,7 @@ import pytest
 from juggler.setup import servers
 from juggler.setup.places import Surroundings
 from juggler.setup.servers import Seen, find_servers
-from tests.e2e.support import free_port
+from tests.ports import free_port
 from tests.unit.doctor.tools import answering
 
 
