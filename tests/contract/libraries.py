@@ -6,8 +6,10 @@ seconds with them, and one worker runs them.
 
 import asyncio
 import functools
+import importlib
 import json
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -59,6 +61,16 @@ def _tls() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
+_importing = threading.Lock()
+
+
+def _import_libraries() -> None:
+    """One thread at a time: openai looks at ``httpx`` while another thread may be half-way through importing it."""
+    with _importing:
+        for name in ("aiohttp", "httpx", "httpx2", "ollama", "openai", "requests"):
+            importlib.import_module(name)
+
+
 Began = Callable[[], None]
 """Called when the head of an answer is there."""
 
@@ -72,6 +84,7 @@ def perform(base: str, call: Call, path: str, began: Began = lambda: None) -> Ou
         path: Its path with everything learned filled in.
         began: Told about the head of a stream.
     """
+    _import_libraries()
     outcome = Outcome()
     start = time.monotonic()
     _BY_LIBRARY[call.library](base, call, path, began, outcome)

@@ -170,12 +170,14 @@ async def running(directory: Path) -> AsyncIterator[Rig]:
     task = loop.create_task(rig.app.run(), name="app")
     try:
         await eventually(lambda: task.done() or (listening.is_set() and rig.app.engine.opened.is_set()), "it listens")
+        if task.done():
+            task.result()  # why it did not
         yield rig
     finally:
+        behind.close()
         rig.app.stop()
         async with asyncio.timeout(LIMIT_S):
             await task
-        behind.close()
 
 
 async def eventually(condition: Any, what: str) -> None:
