@@ -2,40 +2,51 @@
 
 What the system hands out (``bind`` to port 0, and every outgoing connection) it may hand out to another test a moment
 later: between looking for a port and opening it lie the start of a program and the work of all other workers. So
-these ports lie below the ephemeral ranges (Linux from 32768, others from 49152), and every worker of pytest-xdist has
-a part of its own.
+these ports lie below the ephemeral ranges (Linux from 32768, others from 49152), and every process that runs tests has
+a part of its own: whoever holds the first port of a part has the part.
 """
 
 import itertools
-import os
 import random
+import socket
+from collections.abc import Iterator
 
 from juggler.lifecycle.ports import is_free
 
 _FIRST = 12_000
-_PER_WORKER = 2_000
-_WORKERS_MAX = 10
+_LAST = 31_999
+_EACH = 1_000
 
-
-def _own_range() -> range:
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _WORKERS_MAX
-    first = _FIRST + worker * _PER_WORKER
-    return range(first, first + _PER_WORKER)
-
-
-# In an order of its own, for another run of the suite on this machine goes through the same range; from the system,
-# for tests may seed `random`.
-_in_turn = itertools.cycle(random.SystemRandom().sample(_own_range(), _PER_WORKER))
+_held: list[socket.socket] = []
+"""Held until the process ends."""
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nobody has on ``host``, and that no other test gets until all of the range had their turn.
+    """A port that nobody has on ``host``, and that no other test gets until all of the part had their turn.
 
     Raises:
         OSError: ``host`` is no address of this machine.
-        RuntimeError: Every port of the range is taken.
+        RuntimeError: Every port is taken.
     """
-    for port in itertools.islice(_in_turn, _PER_WORKER):
+    for port in itertools.islice(_in_turn, _EACH):
         if is_free(host, port):
             return port
-    raise RuntimeError(f"no free port in {_own_range()}")
+    raise RuntimeError("every port of this process's part is taken")
+
+
+def _own_part() -> Iterator[int]:
+    for first in range(_FIRST, _LAST, _EACH):
+        holder = socket.socket()
+        try:
+            holder.bind(("127.0.0.1", first))
+        except OSError:
+            holder.close()
+            continue
+        _held.append(holder)
+        # Not from the beginning: whoever had the part before may have left something behind.
+        ports = random.SystemRandom().sample(range(first + 1, first + _EACH), _EACH - 1)
+        return itertools.cycle(ports)
+    raise RuntimeError(f"every part from {_FIRST} to {_LAST} is taken")
+
+
+_in_turn = _own_part()
