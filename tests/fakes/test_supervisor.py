@@ -75,6 +75,9 @@ async def _world(
         await asyncio.gather(owner, return_exceptions=True)
     assert owner.cancelled()
     assert launcher.live == []
+    # A plan is made in a thread, which is not interrupted; who cancels its start does not wait for it.
+    plans = [task for task in asyncio.all_tasks() if task.get_name().endswith(" plan")]
+    await asyncio.gather(*plans)
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 

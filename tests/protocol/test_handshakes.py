@@ -66,6 +66,20 @@ async def test_slow_callers_make_room(secure: Secure, monkeypatch: pytest.Monkey
         assert not callers[3].reader.at_eof()
 
 
+async def test_slow_callers_take_turns(secure: Secure, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who got its turn a moment ago has as much time as the others, and goes then, for one that waits since before."""
+    monkeypatch.setattr(handshakes, "MOST", 1)
+    monkeypatch.setattr(handshakes, "PATIENCE_S", 0.3)
+    async with rig(secure=secure) as setup:
+        shaking = setup.listener._handshakes
+        assert shaking is not None
+        callers = [await _silent(setup, b"\x16\x03\x01") for _ in range(4)]
+        for caller in callers[:3]:
+            await caller.gone()
+        await until(lambda: len(shaking._shaking) == len(shaking._pending) == 1)
+        assert not callers[3].reader.at_eof()
+
+
 async def test_who_waits_for_a_turn_may_leave(secure: Secure, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is left of it, and the next one gets the turn."""
     monkeypatch.setattr(handshakes, "MOST", 1)

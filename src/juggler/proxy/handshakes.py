@@ -65,6 +65,8 @@ class _Caller:
     """When it was accepted, or its turn came, in seconds of the loop's clock."""
     speaks: bool = False
     """A byte of it has come."""
+    impatient: asyncio.TimerHandle | None = None
+    """Runs while it waits for its turn."""
 
 
 class Handshakes:
@@ -158,12 +160,13 @@ class Handshakes:
     @contextlib.asynccontextmanager
     async def _turn(self, caller: _Caller) -> AsyncIterator[None]:
         """While it holds, the caller is one of ``MOST``."""
-        timer = self._loop.call_later(PATIENCE_S, self._cut_slowest) if self._turns.locked() else None
+        if self._turns.locked():
+            caller.impatient = self._loop.call_later(PATIENCE_S, self._cut_slowest, caller)
         try:
             await self._turns.acquire()
         finally:
-            if timer is not None:
-                timer.cancel()
+            if caller.impatient is not None:
+                caller.impatient.cancel()
         task = asyncio.current_task()
         assert task is not None
         caller.since = self._loop.time()
@@ -174,10 +177,15 @@ class Handshakes:
             self._shaking.pop(task, None)
             self._turns.release()
 
-    def _cut_slowest(self) -> None:
+    def _cut_slowest(self, waiting: _Caller) -> None:
+        """Make room for one that has waited for long enough, now or as soon as somebody was at it for as long."""
+        enough = self._loop.time() - PATIENCE_S
         slowest = next(iter(self._shaking), None)
-        if slowest is not None and self._loop.time() - self._shaking[slowest].since >= PATIENCE_S:
-            self._cut(slowest)
+        if slowest is not None and self._shaking[slowest].since <= enough:
+            self._cut(slowest)  # the turn may be that of another who waits
+        next_slowest = next(iter(self._shaking.values()), None)
+        pause_s = next_slowest.since - enough if next_slowest is not None else 0.0
+        waiting.impatient = self._loop.call_later(max(pause_s, _ROOM_EVERY_S), self._cut_slowest, waiting)
 
     def _tell(self, error: OSError) -> None:
         now = self._loop.time()
