@@ -6,6 +6,7 @@ these ports lie below the ephemeral ranges (Linux from 32768, others from 49152)
 a part of its own: whoever holds the first port of a part has the part.
 """
 
+import functools
 import itertools
 import random
 import socket
@@ -15,7 +16,7 @@ from juggler.lifecycle.ports import is_free
 
 _FIRST = 12_000
 _LAST = 31_999
-_EACH = 1_000
+_EACH = 500
 
 _held: list[socket.socket] = []
 """Held until the process ends."""
@@ -28,13 +29,15 @@ def free_port(host: str = "127.0.0.1") -> int:
         OSError: ``host`` is no address of this machine.
         RuntimeError: Every port is taken.
     """
-    for port in itertools.islice(_in_turn, _EACH):
+    for port in itertools.islice(_own_part(), _EACH):
         if is_free(host, port):
             return port
     raise RuntimeError("every port of this process's part is taken")
 
 
+@functools.cache
 def _own_part() -> Iterator[int]:
+    """Its ports, over and over."""
     for first in range(_FIRST, _LAST, _EACH):
         holder = socket.socket()
         try:
@@ -47,6 +50,3 @@ def _own_part() -> Iterator[int]:
         ports = random.SystemRandom().sample(range(first + 1, first + _EACH), _EACH - 1)
         return itertools.cycle(ports)
     raise RuntimeError(f"every part from {_FIRST} to {_LAST} is taken")
-
-
-_in_turn = _own_part()

@@ -21,9 +21,10 @@ from juggler.testing.scripted import Act
 async def listening(host: str = "127.0.0.1") -> AsyncIterator[int]:
     """A port on which something accepts and stays silent."""
     held: list[asyncio.StreamWriter] = []
-    server = await asyncio.start_server(lambda reader, writer: held.append(writer), host, 0)
+    port = free_port(host)
+    server = await asyncio.start_server(lambda reader, writer: held.append(writer), host, port)
     try:
-        yield server.sockets[0].getsockname()[1]
+        yield port
     finally:
         for writer in held:
             writer.transport.abort()

@@ -68,6 +68,11 @@ class Running:
             while await self.backend.busy(self.caller):
                 await asyncio.sleep(0.01)
 
+    async def interrupt(self, prompt_id: str) -> None:
+        """End a prompt, as soon as it runs."""
+        await asyncio.to_thread(eventually, lambda: f"job {prompt_id}" in self.happened(), "it runs")
+        assert (await self.ask("POST", "/interrupt", {}))[0] == 200
+
     async def held_mib(self) -> int:
         _, document = await self.ask("GET", "/system_stats")
         return sum(int(device["torch_vram_total"]) for device in document["devices"]) // 1024**2
@@ -200,9 +205,10 @@ async def test_a_job_outlives_its_request(launcher: LocalLauncher, tmp_path: Pat
     """Busy from the answer of ``POST /prompt`` to the end of the last prompt; then its results are there."""
     async with started(launcher, settings(tmp_path)) as running:
         assert not await running.backend.busy(running.caller)
-        first = await running.queue(job("Sleep", seconds=0.3))
+        first = await running.queue(job("Sleep", seconds=30))
         second = await running.queue(JOB)
         assert await running.backend.busy(running.caller)
+        await running.interrupt(first)
         await running.until_idle()
         status, history = await running.ask("GET", f"/history/{second}")
         assert status == 200
@@ -297,7 +303,7 @@ async def test_a_device_without_numbers(
         await running.queue(JOB)
         await running.until_idle()
         assert await running.backend.unload(running.caller)
-        assert "freed" in running.happened()
+        await asyncio.to_thread(eventually, lambda: "freed" in running.happened(), "the order was seen")
 
 
 async def test_somebody_elses_job_is_waited_for(
@@ -432,7 +438,8 @@ async def test_attached(launcher: LocalLauncher, tmp_path: Path) -> None:
         backend.attached = True
         caller = await AttachTarget(url, backend, SystemClock()).find()
         assert await backend.identify(caller) == "ComfyUI 0.3.64"
-        await running.queue(job("Sleep", seconds=0.2))
+        prompt_id = await running.queue(job("Sleep", seconds=30))
         assert await backend.busy(caller)
+        await running.interrupt(prompt_id)
         await running.until_idle()
         assert await backend.unload(caller)

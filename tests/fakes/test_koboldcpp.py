@@ -121,6 +121,14 @@ class World:
     async def state(self) -> Any:
         return await self.get("/fake/state")
 
+    async def abort(self) -> None:
+        """End the generation that runs, which must have said something."""
+        async with asyncio.timeout(LIMIT_S):
+            while not (await self.get("/api/extra/generate/check"))["results"][0]["text"]:
+                await asyncio.sleep(0.01)
+        answer = await self.caller.call("POST", "/api/extra/abort", body=b"{}", timeout_s=LIMIT_S)
+        assert answer.status == 200
+
     def capabilities(self) -> Capabilities:
         """As they are now."""
         return self.backend.capabilities
@@ -467,7 +475,7 @@ async def test_bootloader(launcher: LocalLauncher, settings: BackendSettings, ma
     SIGINT reaches the manager twice, from us and from its parent. If the second comes in the middle of its clean-up
     the manager waits for its helper for ever, as Python's ``multiprocessing`` has it, and SIGTERM ends them all.
     """
-    patient = replace(settings, stop_timeout_s=2.0)
+    patient = replace(settings, stop_timeout_s=6.0)
     async with started(launcher, patient, "--admin", FAKE_BOOTLOADER="1") as world:
         assert len([line for line in left(marker) if "fake_koboldcpp" in line]) == 4
         assert [path.name[:4] for path in unpacked.glob("_MEI*")] == ["_MEI"]
@@ -492,13 +500,14 @@ async def test_busy(launcher: LocalLauncher, settings: BackendSettings) -> None:
     """1. A generation makes it busy. 2. Its client leaves: it goes on. 3. It ends: free."""
     async with started(launcher, settings, FAKE_TOKEN_S="0.02") as world:
         assert not await world.backend.busy(world.caller)
-        working = asyncio.create_task(world.generate(max_length=40))
+        working = asyncio.create_task(world.generate(max_length=2000))
         async with asyncio.timeout(LIMIT_S):
             while not await world.backend.busy(world.caller):
                 await asyncio.sleep(0.01)
         working.cancel()
         await asyncio.gather(working, return_exceptions=True)
         assert await world.backend.busy(world.caller)
+        await world.abort()
         async with asyncio.timeout(LIMIT_S):
             while await world.backend.busy(world.caller):
                 await asyncio.sleep(0.02)
@@ -508,12 +517,16 @@ async def test_a_full_queue(launcher: LocalLauncher, settings: BackendSettings) 
     """As many as ``default_concurrency`` says are taken; one more is refused."""
     async with started(launcher, settings, "--multiuser", "2", FAKE_TOKEN_S="0.02") as world:
         assert world.backend.default_concurrency == 2
-        working = [asyncio.create_task(world.generate(max_length=25)) for _ in range(2)]
+        working = [asyncio.create_task(world.generate(max_length=1000))]
         async with asyncio.timeout(LIMIT_S):
+            while not await world.backend.busy(world.caller):
+                await asyncio.sleep(0.01)
+            working.append(asyncio.create_task(world.generate()))
             while (await world.get("/api/extra/perf"))["queue"] < 1:
                 await asyncio.sleep(0.01)
         refused = await world.caller.call("POST", "/api/v1/generate", body=b"{}", timeout_s=LIMIT_S)
         assert refused.status == 503
+        await world.abort()
         for task in working:
             assert await task
 
@@ -595,8 +608,14 @@ async def test_a_version_that_could_not_be_woken(launcher: LocalLauncher, settin
         assert await world.model() == "koboldcpp/tiny"
 
 
-async def test_an_unload_that_ends_with_the_model(launcher: LocalLauncher, settings: BackendSettings) -> None:
-    """The worker without a model dies, and the manager falls back to the first configuration: nothing is free."""
+async def test_an_unload_that_ends_with_the_model(
+    launcher: LocalLauncher, settings: BackendSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker without a model dies, and the manager falls back to the first configuration: nothing is free.
+
+    Whoever looks too late to see the gap between the two waits until the limit.
+    """
+    monkeypatch.setattr(koboldcpp, "UNLOAD_LIMIT_S", 15.0)
     async with started(launcher, settings, "--admin", FAKE_LOADS="ok,die,ok") as world:
         assert not await world.backend.unload(world.caller)
         assert await world.model() == "koboldcpp/tiny"

@@ -71,6 +71,10 @@ class Running:
     def happened(self) -> list[str]:
         return recorded(self.folder)
 
+    async def interrupt(self) -> None:
+        """End the job that runs."""
+        assert (await self.ask("POST", "/sdapi/v1/interrupt"))[0] == 200
+
     async def until(self, what: str, count: int = 1) -> None:
         await until(lambda: self.happened().count(what) >= count)
 
@@ -249,7 +253,7 @@ async def test_a_stop_leaves_nothing(
 
 async def test_a_working_a1111_without_ui_is_hurried(launcher: LocalLauncher, folder: Path) -> None:
     """It drains after SIGTERM, for as long as a picture takes: the SIGINT after it does not wait."""
-    async with started(launcher, folder, "--nowebui", stop_timeout_s=0.4) as running:
+    async with started(launcher, folder, "--nowebui", stop_timeout_s=4.0) as running:
         painting = asyncio.create_task(running.paint(steps=10_000))
         await running.until("job begins")
         await running.handle.stop()
@@ -411,9 +415,11 @@ async def test_a_click_counts_before_it_is_a_job(launcher: LocalLauncher, folder
     """Between the click and the job the page is asked for its data, and nothing else is to be seen: gradio 3."""
     async with started(launcher, folder) as running:
         port = running.handle.address.port
-        with Click(port, steps=200) as click:
+        with Click(port, steps=2000) as click:
             await asyncio.to_thread(click.until, "send_hash")
             assert await running.backend.busy(running.caller)
+            await running.until("job begins")
+            await running.interrupt()
             assert await asyncio.to_thread(click.result) == "image"
         assert not await running.backend.busy(running.caller)
 
@@ -422,14 +428,18 @@ async def test_a_posted_click_counts_before_it_is_a_job(launcher: LocalLauncher,
     """Its post is answered at once, gradio 4; the second one waits in gradio's own queue for the first."""
     async with started(launcher, folder, env={**FORGE, "FAKE_CLICK_S": "0.1"}) as running:
         await running.paint()  # loaded, so that the jobs take no longer than they say
-        for _ in range(2):
-            body = {"data": ["task(x)", "a cat", 15], "fn_index": 1, "session_hash": "abc"}
+        for steps in (15, 2000):
+            body = {"data": ["task(x)", "a cat", steps], "fn_index": 1, "session_hash": "abc"}
             assert (await running.ask("POST", "/queue/join", body))[0] == 200
         assert await running.backend.busy(running.caller)
         await running.until("job ends", 2)
         assert await running.backend.busy(running.caller)
+        await running.until("job begins", 3)
+        await running.interrupt()
         await running.until("job ends", 3)
-        assert not await running.backend.busy(running.caller)
+        async with asyncio.timeout(LIMIT_S):
+            while await running.backend.busy(running.caller):
+                await asyncio.sleep(0.01)
 
 
 async def test_an_open_page_is_no_work(launcher: LocalLauncher, folder: Path) -> None:

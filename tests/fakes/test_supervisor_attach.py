@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import pytest
+from tests.ports import free_port
 
 from juggler.backends.base import BackendSettings
 from juggler.clock import SystemClock
@@ -44,8 +45,8 @@ async def world(
     def hang_up(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.transport.abort()
 
-    server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
+    port = free_port()
+    server = await asyncio.start_server(hang_up, "127.0.0.1", port)
     settings = BackendSettings(InstanceId("S/chat"), "chat", "fake", attach_to=f"http://127.0.0.1:{port}")
     backend, launcher, reports = FakeBackend(settings, script=script), FakeLauncher(*programs), RecordedReports()
     supervisor = Supervisor(settings.instance, backend, launcher, reports, SystemClock(), {})

@@ -1,7 +1,13 @@
-"""Browsers whose page has to wait: one request goes on through all questions of the page, and ends with them."""
+"""Browsers whose page has to wait: one request goes on through all questions of the page, and ends with them.
+
+In virtual time.
+"""
 
 import asyncio
+import functools
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 
@@ -15,6 +21,7 @@ from juggler.proxy.wishes import Wishes
 from juggler.renames import Renames
 from juggler.routing.traffic import TrafficClass
 from juggler.scheduler.explain import Outlook
+from juggler.testing.virtual_time import run_virtual
 
 SOON_S = 0.01
 ROUTE = Route(EndpointId("s/ui"), "ui", b"/", TrafficClass.START)
@@ -81,6 +88,16 @@ def page_of(answer: Lease | LocalResponse) -> str:
     return answer.body.decode()
 
 
+def virtually(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run the test in virtual time."""
+
+    @functools.wraps(test)
+    def run(**fixtures: Any) -> None:
+        run_virtual(test(**fixtures))
+
+    return run
+
+
 async def settled() -> None:
     for _ in range(5):
         await asyncio.sleep(0)
@@ -92,6 +109,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page_waits, "HELD_S", SOON_S)
 
 
+@virtually
 async def test_one_request_goes_on_through_all_questions() -> None:
     """Its place in the queue is kept, and the question that is open when its turn comes gets the lease."""
     engine = FakeEngine()
@@ -111,6 +129,7 @@ async def test_one_request_goes_on_through_all_questions() -> None:
     assert not pages._kept
 
 
+@virtually
 async def test_a_turn_that_comes_between_two_questions_is_held() -> None:
     """The model must not be taken away before its page was seen."""
     engine = FakeEngine()
@@ -129,6 +148,7 @@ async def test_a_turn_that_comes_between_two_questions_is_held() -> None:
 
 
 @pytest.mark.parametrize("traffic", [TrafficClass.START, TrafficClass.WORK])
+@virtually
 async def test_a_backend_that_is_up_before_its_turn_comes(traffic: TrafficClass) -> None:
     """Its slots may be in use for long: a root document needs none, work keeps its place."""
     engine = FakeEngine()
@@ -153,6 +173,7 @@ async def test_a_backend_that_is_up_before_its_turn_comes(traffic: TrafficClass)
     assert not pages.concern(route, ask())
 
 
+@virtually
 async def test_another_client_once_the_backend_is_up() -> None:
     """It is let in as if nobody had waited, and takes nobody's place."""
     engine = FakeEngine()
@@ -172,6 +193,7 @@ async def test_another_client_once_the_backend_is_up() -> None:
     assert engine.left == 1
 
 
+@virtually
 async def test_a_failure_between_two_questions_is_told() -> None:
     """Once; what is asked then is a new try."""
     engine = FakeEngine()
@@ -187,6 +209,7 @@ async def test_a_failure_between_two_questions_is_told() -> None:
     await settled()
 
 
+@virtually
 async def test_a_failure_is_no_news_once_the_backend_is_up() -> None:
     """Somebody else had it loaded: the page is there, whatever became of this one's wait."""
     engine = FakeEngine()
@@ -203,6 +226,7 @@ async def test_a_failure_is_no_news_once_the_backend_is_up() -> None:
     assert not pages.keeps(ROUTE.endpoint)
 
 
+@virtually
 async def test_later_questions_are_held_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     """The browser shows our page meanwhile, and its own comes in the moment it is there."""
     engine = FakeEngine()
@@ -218,6 +242,7 @@ async def test_later_questions_are_held_for_longer(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("came", ["nothing", "lease", "failure"])
+@virtually
 async def test_a_page_that_was_closed(came: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody asks again: the request leaves after a while, and gives back what came."""
     monkeypatch.setattr(page_waits, "KEPT_S", SOON_S)
@@ -243,6 +268,7 @@ async def hang_up(waiting: "asyncio.Task[Lease | LocalResponse]") -> None:
 
 
 @pytest.mark.parametrize("granted_too", [False, True])
+@virtually
 async def test_a_client_that_leaves_while_it_waits(granted_too: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its request soon follows it, also when its turn came in the same moment."""
     monkeypatch.setattr(page_waits, "LEFT_S", SOON_S)
@@ -260,6 +286,7 @@ async def test_a_client_that_leaves_while_it_waits(granted_too: bool, monkeypatc
     assert not pages._kept
 
 
+@virtually
 async def test_a_page_that_is_loaded_again_keeps_its_place() -> None:
     """A browser hangs up on the question that is held, and asks anew in the next moment."""
     engine = FakeEngine()
@@ -279,6 +306,7 @@ async def asked(pages: PageWaits) -> "asyncio.Task[Lease | LocalResponse]":
     return question
 
 
+@virtually
 async def test_a_client_that_is_cut_by_a_shutdown() -> None:
     """Nothing outlives the juggler's end, in whatever order they end."""
     engine = FakeEngine()
@@ -292,6 +320,7 @@ async def test_a_client_that_is_cut_by_a_shutdown() -> None:
 
 
 @pytest.mark.parametrize("when", ["between two questions", "during a question"])
+@virtually
 async def test_an_endpoint_that_is_removed(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who asks is told so; what was kept for him is not forgotten, but ends as everything does."""
     monkeypatch.setattr(page_waits, "KEPT_S", SOON_S)
@@ -312,6 +341,7 @@ async def test_an_endpoint_that_is_removed(when: str, monkeypatch: pytest.Monkey
     assert not pages._kept
 
 
+@virtually
 async def test_clients_and_tabs_are_told_apart() -> None:
     """Two tabs wait twice, and nobody takes another's place."""
     engine = FakeEngine()
@@ -324,6 +354,7 @@ async def test_clients_and_tabs_are_told_apart() -> None:
     assert engine.left == 3
 
 
+@virtually
 async def test_closing_keeps_nothing() -> None:
     """Neither what was kept nor what comes later holds up a juggler that goes down."""
     engine = FakeEngine()
@@ -341,6 +372,7 @@ async def test_closing_keeps_nothing() -> None:
     assert not pages._kept
 
 
+@virtually
 async def test_tabs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """One client cannot have any number of requests kept."""
     monkeypatch.setattr(page_waits, "KEPT_MOST", 2)
@@ -353,6 +385,7 @@ async def test_tabs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     await settled()
 
 
+@virtually
 async def test_whom_it_concerns() -> None:
     """Browsers that open a page whose backend has to load; nobody else."""
     engine = FakeEngine()
@@ -372,6 +405,7 @@ async def test_whom_it_concerns() -> None:
 UI, OTHER = ROUTE.endpoint, EndpointId("t/ui")
 
 
+@virtually
 async def test_servers_that_swap_their_names() -> None:
     """What is kept goes on under the new name; who asks at the other server has no part in it."""
     engine = FakeEngine()
@@ -389,6 +423,7 @@ async def test_servers_that_swap_their_names() -> None:
     pages.close()
 
 
+@virtually
 async def test_servers_that_swap_their_names_before_the_request_itself_begins() -> None:
     """It is a task, and a new configuration may come first."""
     engine = FakeEngine()
@@ -401,6 +436,7 @@ async def test_servers_that_swap_their_names_before_the_request_itself_begins() 
     await settled()
 
 
+@virtually
 async def test_a_server_that_is_renamed_during_a_question(monkeypatch: pytest.MonkeyPatch) -> None:
     """The next question, which comes under the new name, goes on with it; in the end all of it is forgotten."""
     monkeypatch.setattr(page_waits, "LEFT_S", SOON_S)

@@ -165,12 +165,13 @@ def test_an_attached_server_is_not_known() -> None:
 async def test_a_disk_that_hangs_holds_up_one_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for long, and no further thread is lost to it; once it is back it is looked at again."""
     write_model(tmp_path)
-    one, back, ended = away(tmp_path), threading.Event(), threading.Event()
+    one, begun, back, ended = away(tmp_path), threading.Event(), threading.Event(), threading.Event()
     looks = []
     look = ModelStore.models
 
     def hang(store: ModelStore) -> Any:
         looks.append(store)
+        begun.set()
         back.wait(30)
         try:
             return look(store)
@@ -183,9 +184,10 @@ async def test_a_disk_that_hangs_holds_up_one_look(tmp_path: Path, monkeypatch: 
         *(one.answer(Question(b"GET", b"/api/tags")) for _ in range(20))
     )
     assert answers == [None] * 20
+    assert begun.wait(20)
     assert len(looks) == 1
     back.set()
-    monkeypatch.setattr(ollama_away, "LOOK_LIMIT_S", 5)
+    monkeypatch.setattr(ollama_away, "LOOK_LIMIT_S", 20)
     assert await asyncio.to_thread(ended.wait, 30)
     async with asyncio.timeout(30):
         while one._hangs:

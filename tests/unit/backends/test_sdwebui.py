@@ -457,8 +457,12 @@ def webui(*held: int | None, forge: bool = False, answers: Mapping[str, Answer] 
 )
 @pytest.mark.parametrize("forge", [False, True])
 @pytest.mark.usefixtures("impatient")
-async def test_unload_is_verified(held: tuple[int | None, ...], freed: bool, forge: bool) -> None:
+async def test_unload_is_verified(
+    held: tuple[int | None, ...], freed: bool, forge: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The allocator must have let go; without CUDA there is nothing to look at, and the answer counts. Bugs 14, 15."""
+    if freed:
+        monkeypatch.setattr(sdwebui, "FREED_S", 20.0)
     caller = webui(*held, forge=forge)
     assert await SdWebuiBackend(settings("sdwebui")).unload(caller) is freed
     assert UNLOAD in caller.calls

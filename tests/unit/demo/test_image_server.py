@@ -11,10 +11,13 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.e2e.support import eventually
 
+from juggler.demo import image_server
 from juggler.demo.image_server import BODY_LIMIT_BYTES, Generator, ImageServer, paint
 from juggler.units import GIB
 
@@ -141,19 +144,24 @@ def test_connections_are_kept(server: ImageServer, generator: Generator) -> None
     connection.close()
 
 
-@pytest.mark.slow
-def test_progress_tells_of_work() -> None:
+def test_progress_tells_of_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """While a picture is painted, a job is counted; afterwards none."""
-    generator = make_generator(generate_s=0.3)
+    go_on = threading.Event()
+    pretended = SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: seconds and go_on.wait(WAIT_S))
+    monkeypatch.setattr(image_server, "time", pretended)
+    generator = make_generator(generate_s=10.0)
     generator.start()
     assert generator.progress()["state"] == {"job": "", "job_count": 0, "interrupted": False}
     painting = threading.Thread(target=generator.generate, args=({"prompt": "x"},))
     painting.start()
-    seen: list[dict[str, Any]] = []
-    while painting.is_alive():
-        seen.append(generator.progress())
-        time.sleep(0.01)
-    assert any(one["state"]["job_count"] == 1 and one["progress"] > 0 for one in seen)
+    try:
+        eventually(lambda: generator.progress()["progress"], "it is at it")
+        seen: Any = generator.progress()
+        assert seen["progress"] > 0
+        assert seen["state"]["job_count"] == 1
+    finally:
+        go_on.set()
+        painting.join(WAIT_S)
     assert generator.progress()["state"] == {"job": "", "job_count": 0, "interrupted": False}
 
 

@@ -116,11 +116,12 @@ def test_without_any_of_it(tmp_path: Path) -> None:
 def test_a_source_that_hangs_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread cannot be ended; there must not be one more of it for every reading."""
     card(tmp_path / "drm", 0, "0000:03:00.0", "0x1002", mem_info_vram_total=16 * GIB, mem_info_vram_used=0)
-    release, calls = threading.Event(), 0
+    release, has_begun, calls = threading.Event(), threading.Event(), 0
 
     def hangs(_: Path) -> list[object]:
         nonlocal calls
         calls += 1
+        has_begun.set()
         release.wait(60)
         return []
 
@@ -132,6 +133,7 @@ def test_a_source_that_hangs_is_asked_once(tmp_path: Path, monkeypatch: pytest.M
         for _ in range(5):
             reading = await devices.read()
             assert reading is None or "gpu0" not in reading.pools
+        assert has_begun.wait(20)
         assert calls == 1
         release.set()
         await devices.close()

@@ -54,7 +54,7 @@ def asked(helper: NvmlHelper, work: Callable[[LocalDevices], Awaitable[None]], d
     """Do something with the devices, and see that nothing is left."""
 
     async def run() -> None:
-        devices = LocalDevices(nvml=helper, drm=drm / "no-drm")
+        devices = LocalDevices(nvml=helper, drm=drm / "no-drm", find_limit_s=20.0, read_limit_s=20.0)
         try:
             await work(devices)
         finally:
@@ -185,17 +185,19 @@ def test_a_driver_that_is_broken_costs_its_own_pools_only(
 
 
 def test_one_that_begins_to_hang_is_killed_and_asked_again_later(library: Library, tmp_path: Path) -> None:
-    helper = library.helper(limit_s=1.0)
+    helper = library.helper()
 
     async def work(devices: LocalDevices) -> None:
         assert "gpu0" in (await devices.read()).pools  # type: ignore[union-attr]
         hanging = helper._process
         assert hanging is not None
         library.says(H100, A2000, hang="nvmlDeviceGetCount")
+        helper._limit_s = 1.0
         assert "gpu0" not in (await devices.read()).pools  # type: ignore[union-attr]
         async with asyncio.timeout(10):
             assert await hanging.wait() == -9
         library.says()
+        helper._limit_s = 20.0
         assert "gpu0" not in (await devices.read()).pools, "not at once"  # type: ignore[union-attr]
         helper._not_before = 0.0
         assert "gpu0" in (await devices.read()).pools  # type: ignore[union-attr]
@@ -205,12 +207,15 @@ def test_one_that_begins_to_hang_is_killed_and_asked_again_later(library: Librar
 
 def test_the_helper_ends_when_nobody_asks(library: Library, tmp_path: Path) -> None:
     """So that the GPU may sleep; the next question starts it again."""
-    helper = library.helper(idle_limit_s=0.2)
+    helper = library.helper()
 
     async def work(devices: LocalDevices) -> None:
         await devices.read()
         process = helper._process
         assert process is not None
+        helper._idle_limit_s = 0.2
+        await devices.read()
+        helper._idle_limit_s = 30.0
         async with asyncio.timeout(10):
             await process.wait()
         assert "gpu0" in (await devices.read()).pools  # type: ignore[union-attr]

@@ -58,10 +58,11 @@ async def test_one_that_hangs_is_waited_for_once() -> None:
 
 async def test_a_thread_that_hangs_is_not_joined_by_others() -> None:
     """Files of a dead driver: one thread hangs, however often one asks, and the loop goes on."""
-    release, started = threading.Event(), []
+    release, has_begun, started = threading.Event(), threading.Event(), []
 
     def look() -> str:
         started.append(1)
+        has_begun.set()
         release.wait(LIMIT_S)
         return "x"
 
@@ -69,6 +70,7 @@ async def test_a_thread_that_hangs_is_not_joined_by_others() -> None:
     try:
         for _ in range(20):
             assert await source.answer(0.01) is None
+        assert has_begun.wait(LIMIT_S)
         assert len(started) == 1
     finally:
         release.set()

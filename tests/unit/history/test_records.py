@@ -36,10 +36,10 @@ def test_a_long_target_is_cut() -> None:
 
 
 def test_a_long_target_costs_little() -> None:
-    """Whoever sends one would hold everybody else up."""
-    began = time.perf_counter()
+    """Whoever sends one would hold everybody else up. What other programs take meanwhile does not count."""
+    began = time.thread_time()
     assert shown_target("/x?" + "key" * 20_000).endswith("…")
-    assert time.perf_counter() - began < 0.1
+    assert time.thread_time() - began < 0.1
 
 
 @pytest.mark.parametrize(

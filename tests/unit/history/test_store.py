@@ -140,8 +140,11 @@ class _Disk:
     def __init__(self) -> None:
         self.error: Exception | None = None
         self.tried = 0
+        self.before_open: Callable[[], None] = lambda: None
+        """Called in the writer's thread."""
 
     def open(self, path: Path) -> sqlite3.Connection:
+        self.before_open()
         return sqlite3.connect(path, isolation_level=None, factory=self._connection(open_database(path)))
 
     def _connection(self, opened: sqlite3.Connection) -> type[sqlite3.Connection]:
@@ -195,11 +198,15 @@ async def test_damage_while_it_runs(tmp_path: Path, caplog: pytest.LogCaptureFix
     store.put(rows_of(1, 1))
     await until(lambda: store.up and count(path, "requests") == 1)
     disk.error = sqlite3.DatabaseError("database disk image is malformed")
+
+    def damage() -> None:
+        disk.before_open = lambda: None
+        path.write_bytes(b"no database at all" * 1000)
+        disk.error = None
+
+    disk.before_open = damage
     store.put(rows_of(2, 5))
-    await until(lambda: not store.up)
-    path.write_bytes(b"no database at all" * 1000)
-    disk.error = None
-    await until(lambda: store.up)
+    await until(lambda: store.up and disk.error is None)
     await store.close()
     assert count(path, "requests") == 5
     assert (tmp_path / "h.sqlite3.aside").exists()
@@ -329,12 +336,14 @@ from tests.unit.history.make import record
 module.COLLECT_S = 0.01
 store = HistoryStore(Path(sys.argv[1]), HistoryLimits(), lambda _: None)
 store.start()
-first = 0
+first, been_up = 0, False
 while True:
     store.put(Rows([record(one) for one in range(first, first + 50)]))
     first += 50
     threading.Event().wait(0.005)
-    print(store.up, store.dropped, flush=True)
+    up = store.up
+    been_up = been_up or up
+    print(up, store.dropped, flush=True)
     {more}
 """
 
@@ -344,9 +353,11 @@ async def test_a_killed_writer_leaves_a_good_file(tmp_path: Path) -> None:
     path = tmp_path / "h.sqlite3"
     child = subprocess.Popen([sys.executable, "-c", _CHILD.replace("{more}", ""), str(path)], stdout=subprocess.PIPE)
     try:
-        await until(lambda: path.exists())
+        assert child.stdout is not None
+        while not (await asyncio.to_thread(child.stdout.readline)).startswith(b"True"):
+            assert child.poll() is None
+        await until(lambda: count(path, "requests") > 0)
         for _ in range(60):
-            assert child.stdout is not None
             await asyncio.to_thread(child.stdout.readline)
     finally:
         child.send_signal(signal.SIGKILL)
@@ -367,10 +378,13 @@ async def test_a_killed_writer_leaves_a_good_file(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no limits of that kind")
 def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
-    """A file that may not grow any more: the child goes on, says so once, and what it wrote before is good."""
+    """A file that may not grow any more: the child goes on, says so once, and what it wrote before is good.
+
+    It ends when more waits than the file could take at once.
+    """
     path = tmp_path / "h.sqlite3"
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))\n"
-    ends = "if first == 5000: break"
+    ends = "if been_up and not up and store._queued >= 5000: break"
     code = limit + _CHILD.replace("{more}", ends) + "\nasyncio.run(store.close())\nprint('end', store.dropped > 0)"
     child = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=50)
     assert child.returncode == 0, child.stderr

@@ -127,6 +127,7 @@ def test_a_disk_that_hangs_is_not_waited_for(
     assert [one.is_alive() for one in looks] == [True, *([False] * len(later))]
     back.set()
     first.join(5)
+    monkeypatch.setattr(store_module, "SAVE_LIMIT_S", 20.0)
     asyncio.run(store.save())
     assert loaded(tmp_path / "learned.json").get("key 2") == RECORD
 

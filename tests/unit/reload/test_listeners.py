@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -78,21 +79,28 @@ async def test_replies_of_a_process_that_is_replaced_go_with_it(tmp_path: Path) 
         assert with_replies(rig) == {"S/kept"}
 
 
+def readers() -> list[threading.Thread]:
+    """Those who read a certificate now."""
+    return [one for one in threading.enumerate() if one.name == f"{LOOK} Certificate"]
+
+
 @contextlib.contextmanager
 def hanging_pair(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
-    """A certificate that nobody ever finishes reading."""
+    """A certificate that nobody ever finishes reading; at the end all do, also who has not begun to until then."""
     monkeypatch.setattr(listeners, "FILES_LIMIT_S", 0.1)
     pair = make_pair(directory)
     hanging = directory / "hanging.pem"
     os.mkfifo(hanging)
     try:
         yield {"cert": str(hanging), "key": str(pair.key)}
-        readers = [one for one in threading.enumerate() if one.name == f"{LOOK} Certificate"]
-        assert readers
-        assert all(one.daemon for one in readers), "the loop would wait for it at its end"
+        assert readers()
+        assert all(one.daemon for one in readers()), "the loop would wait for it at its end"
     finally:
-        with contextlib.suppress(OSError):  # nobody reads any more
-            os.close(os.open(hanging, os.O_WRONLY | os.O_NONBLOCK))
+        end = time.monotonic() + LIMIT_S
+        while readers() and time.monotonic() < end:
+            with contextlib.suppress(OSError):  # nobody reads at this moment
+                os.close(os.open(hanging, os.O_WRONLY | os.O_NONBLOCK))
+            time.sleep(0.005)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no named pipes of this kind")

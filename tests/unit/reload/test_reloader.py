@@ -3,8 +3,7 @@
 import asyncio
 import json
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -232,11 +231,24 @@ def unreadable(path: Path) -> Read:
     raise ConfigFileError(f"{path} cannot be read: Permission denied")
 
 
+AWAKE = threading.Event()
+"""The disk answers."""
+
+
+@pytest.fixture
+def asleep() -> Iterator[None]:
+    """The disk sleeps, until a test or its end wakes it up."""
+    AWAKE.clear()
+    yield
+    AWAKE.set()
+
+
 def slow_to_read(path: Path) -> Read:
-    time.sleep(0.2)
+    AWAKE.wait(20)
     return read_config(path)
 
 
+@pytest.mark.usefixtures("asleep")
 @pytest.mark.parametrize("read", [unreadable, slow_to_read])
 async def test_a_file_that_cannot_be_read_for_now_is_read_again(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, read: Callable[[Path], Read]
@@ -249,8 +261,9 @@ async def test_a_file_that_cannot_be_read_for_now_is_read_again(
         for _ in range(2):
             assert not await rig.reloader._by_watch()
         assert caplog.text.count("be read") == 1
+    AWAKE.set()
     await eventually(lambda: not rig.reloader._one_read._under_way, "it has been read")
-    rig.reloader._one_read = OneLook(10)
+    rig.reloader._one_read = OneLook(20)
     assert await rig.reloader._by_watch()
     assert rig.target.config.instances[0].concurrency == 2
 
@@ -287,6 +300,7 @@ def write_with_warning(rig: Rig) -> None:
     rig.path.write_text(json.dumps(document))
 
 
+@pytest.mark.usefixtures("asleep")
 @pytest.mark.parametrize("why", ["read", "prepare", "bug"])
 async def test_why_it_failed_is_told_to_who_asked(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], why: str

@@ -134,10 +134,14 @@ async def test_on_a_disk_that_hangs_there_is_one_look(monkeypatch: pytest.Monkey
 
     watcher = Watcher(look, change, since=version(1), look_every_s=0.001, stable_s=0)
     task = asyncio.create_task(watcher.run())
+    async with asyncio.timeout(20):
+        while not looks:
+            await asyncio.sleep(0.001)
     await asyncio.sleep(0.2)
     assert looks == 1
+    watcher._one_look._limit_s = 20
     release.set()
-    await asyncio.wait_for(changed.wait(), 10)
+    await asyncio.wait_for(changed.wait(), 20)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 

@@ -1,6 +1,7 @@
 """What the service manager is told, with a real datagram socket in its place."""
 
 import asyncio
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,9 +100,10 @@ async def test_without_a_service_manager_nothing_is_done() -> None:
 
 def test_an_abstract_name() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.bind("\0juggler-test-notify")
+        name = f"juggler-test-notify-{os.getpid()}"
+        sock.bind(f"\0{name}")
         sock.setblocking(False)
-        notifier = Notifier({"NOTIFY_SOCKET": "@juggler-test-notify"})
+        notifier = Notifier({"NOTIFY_SOCKET": f"@{name}"})
         notifier.ready()
         notifier.close()
         assert heard(sock) == ["READY=1"]

@@ -33,12 +33,15 @@ def test_status_and_both_streams() -> None:
 
 
 def test_a_program_that_hangs_is_killed(tmp_path: Path) -> None:
-    """The deadline holds, what it had written is kept, and nothing is left."""
+    """The deadline holds, what it had written is kept, and nothing is left. On a busy machine it writes late."""
     marker = f"hang-{tmp_path.name}-{time.monotonic_ns()}"
-    found = run("--version", limit_s=1, marker=marker, FAKE_HABIT="hang", FAKE_FIRST="loading")
-    assert found.status is None
+    for limit_s in (1, 4, 16):
+        found = run("--version", limit_s=limit_s, marker=marker, FAKE_HABIT="hang", FAKE_FIRST="loading")
+        assert found.status is None
+        assert processes_marked(marker) == []
+        if found.lines:
+            break
     assert found.lines == ["loading"]
-    assert processes_marked(marker) == []
 
 
 def test_a_child_in_a_session_of_its_own_is_killed_too(tmp_path: Path) -> None:
@@ -51,10 +54,13 @@ def test_a_child_in_a_session_of_its_own_is_killed_too(tmp_path: Path) -> None:
 
 
 def test_a_flood_is_drained_and_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Output without end fills neither the pipe nor our memory."""
+    """Output without end fills neither the pipe nor our memory. On a busy machine it begins late."""
     monkeypatch.setattr(brief_run, "OUTPUT_BYTES_MAX", 10_000)
-    found = run("--version", limit_s=0.5, FAKE_HABIT="flood")
-    assert found.status is None
+    for limit_s in (0.5, 4, 16):
+        found = run("--version", limit_s=limit_s, FAKE_HABIT="flood")
+        assert found.status is None
+        if len(found.output) >= 10_000:
+            break
     assert len(found.output) == 10_000
 
 

@@ -59,7 +59,7 @@ def test_nvidia_smi_is_run(tmp_path: Path) -> None:
 )
 def test_a_broken_driver_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, words: str) -> None:
     """It fails, or it hangs: a sentence, within the limit."""
-    monkeypatch.setattr(gpus, "NVIDIA_LIMIT_S", 1.0)
+    monkeypatch.setattr(gpus, "NVIDIA_LIMIT_S", 1.0 if words == "does not answer" else 20.0)
     found = asyncio.run(find_gpus(with_smi(tmp_path, script), NONE))
     assert found.found == ()
     assert words in found.troubles[0]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from juggler.survey.listeners import holder_of
+from tests.ports import free_port
 
 HEAD = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
 
@@ -15,8 +16,8 @@ HEAD = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrn
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_our_own_listener() -> None:
     """A listening socket of this process is found with its pid; a port that nobody has is nobody's."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port)):
         holder = holder_of(port)
         assert holder is not None
         assert holder.pid == os.getpid()

@@ -21,6 +21,7 @@ from juggler.ids import InstanceId
 from juggler.lifecycle.caller import HttpCaller
 from juggler.routing.traffic import TrafficTable
 from juggler.survey.servers import Identity, reach, who_answers
+from tests.ports import free_port
 
 ASKED: list[str] = []
 
@@ -68,9 +69,10 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 
 @asynccontextmanager
 async def serving(handler: Handler) -> AsyncIterator[Address]:
-    server = await asyncio.start_server(handler, "127.0.0.1", 0)
+    port = free_port()
+    server = await asyncio.start_server(handler, "127.0.0.1", port)
     try:
-        yield Address("127.0.0.1", server.sockets[0].getsockname()[1])
+        yield Address("127.0.0.1", port)
     finally:
         server.close()
 

@@ -43,12 +43,13 @@ def test_a_hanging_look_is_given_up_and_does_not_hold_up_the_end() -> None:
 
 async def test_while_one_look_hangs_no_other_is_begun() -> None:
     """Whoever looks every few seconds does not fill the machine with threads; afterwards all is as before."""
-    release = threading.Event()
+    release, has_begun = threading.Event(), threading.Event()
     begun = 0
 
     def look() -> int:
         nonlocal begun
         begun += 1
+        has_begun.set()
         release.wait(20)
         return begun
 
@@ -56,11 +57,13 @@ async def test_while_one_look_hangs_no_other_is_begun() -> None:
     for _ in range(3):
         with pytest.raises(TimeoutError):
             await one.in_thread(look)
+    assert has_begun.wait(20)
     assert begun == 1
     release.set()
     for thread in [thread for thread in threading.enumerate() if thread.name == f"{LOOK} look"]:
         thread.join(5)
-    assert await OneLook(5).in_thread(look) == 2
+    assert await OneLook(20).in_thread(look) == 2
+    one._limit_s = 20
     assert await one.in_thread(lambda: 3) == 3
 
 
