@@ -6,6 +6,7 @@ these ports lie below the ephemeral ranges (Linux from 32768, others from 49152)
 a part of its own: whoever holds the first port of a part has the part.
 """
 
+import atexit
 import functools
 import itertools
 import random
@@ -17,9 +18,6 @@ from juggler.lifecycle.ports import is_free
 _FIRST = 12_000
 _LAST = 31_999
 _EACH = 500
-
-_held: list[socket.socket] = []
-"""Held until the process ends."""
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -45,7 +43,7 @@ def _own_part() -> Iterator[int]:
         except OSError:
             holder.close()
             continue
-        _held.append(holder)
+        atexit.register(holder.close)
         # Not from the beginning: whoever had the part before may have left something behind.
         ports = random.SystemRandom().sample(range(first + 1, first + _EACH), _EACH - 1)
         return itertools.cycle(ports)

@@ -16,6 +16,7 @@ import pytest
 
 from tests.dashboard import scenes
 from tests.dashboard.fake_api import FakeApi
+from tests.e2e.support import LIMIT_S
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Error, Page, Request
@@ -89,7 +90,7 @@ def open_page(browser: Browser, api: FakeApi) -> Iterator[Open]:
             timezone_id="Europe/Berlin",
             reduced_motion="reduce",
         )
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(LIMIT_S * 1000)
         pages.append(page)
         page.on("request", ask)
         page.on("console", hear)

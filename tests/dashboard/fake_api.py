@@ -23,7 +23,7 @@ from tests.dashboard.refresh_vendored import STATIC
 Json = dict[str, Any]
 COMMENT_S = 10
 FROZEN_S = 30
-HEARD_S = 5
+HEARD_S = 20
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"

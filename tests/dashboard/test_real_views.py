@@ -91,13 +91,14 @@ def recorded(juggler: Juggler) -> list[object]:
     return records
 
 
+@pytest.mark.timeout(240)
 def test_every_view_while_models_swap(tmp_path: Path, open_page: Open) -> None:
     """No view reports an error, asks anybody but this machine (see ``open_page``) or stays empty."""
     with running(tmp_path, house()) as juggler:
         url = f"http://127.0.0.1:{juggler.control_port}/"
         page = open_page(url=url)
         with Traffic(juggler):
-            eventually(lambda: len(recorded(juggler)) > 25, "some requests have ended", 60)
+            eventually(lambda: len(recorded(juggler)) > 25, "some requests have ended", 120)
             for view, there in VIEWS.items():
                 page.goto(f"{url}#/{view}")
                 expect(page.locator(f".view-{view} {there}").first).to_be_visible()

@@ -210,13 +210,12 @@ def test_a_theme_is_kept(api: FakeApi, open_page: Open) -> None:
     expect(page.get_by_role("button", name="Theme: as the system")).to_have_attribute("aria-pressed", "true")
     dark = ground()
     page.get_by_role("button", name="Theme: light").click()
-    light = ground()
-    assert light != dark
+    light = eventually(lambda: (now := ground()) != dark and now, "it is light")
     page.reload()
     expect(page.get_by_role("button", name="Theme: light")).to_have_attribute("aria-pressed", "true")
     assert ground() == light
     page.get_by_role("button", name="Theme: as the system").click()
-    assert ground() == dark
+    eventually(lambda: ground() == dark, "it is as the system")
 
 
 VIEWS = {

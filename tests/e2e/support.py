@@ -17,6 +17,8 @@ from tests.ports import free_port
 
 PROGRAMS = Path(__file__).parents[1] / "programs"
 LIMIT_S = 20.0
+START_LIMIT_S = 45.0
+"""For the program itself, whose imports take seconds where everybody starts something."""
 
 
 def eventually(condition: Callable[[], object], what: str, limit_s: float = LIMIT_S) -> Any:
@@ -87,7 +89,7 @@ class Juggler:
             env={**os.environ, "JUGGLER_TEST_MARKER": marker},
         )
         try:
-            eventually(self._listening, "listening")
+            eventually(self._listening, "listening", START_LIMIT_S)
         except BaseException:
             self.process.kill()
             self.process.wait()
@@ -170,10 +172,12 @@ def running(tmp_path: Path, config: dict[str, Any]) -> Iterator[Juggler]:
     try:
         yield juggler
     finally:
-        if juggler.process.poll() is None:
+        try:
             juggler.stop()
-        juggler.stream.close()
-    eventually(lambda: not juggler.left_behind(), f"no process is left: {juggler.left_behind()}", 5)
+        finally:
+            juggler.process.kill()
+            juggler.process.wait()
+    eventually(lambda: not juggler.left_behind(), "no process is left")
 
 
 def web(*flags: str, **endpoint: Any) -> dict[str, Any]:
@@ -184,6 +188,13 @@ def web(*flags: str, **endpoint: Any) -> dict[str, Any]:
         "default_parameters": [str(PROGRAMS / "web.py"), "--port", "{port}", *flags],
         **endpoint,
     }
+
+
+def behind(gate: Path, server: dict[str, Any]) -> dict[str, Any]:
+    """The backend entry again, but its load begins when there is such a file: it takes as long as the test wants."""
+    waits = 'until [ -e "$0" ]; do sleep 0.05; done; exec "$@"'
+    words = ["-c", waits, str(gate), server["binary"], *server["default_parameters"]]
+    return {**server, "binary": "/bin/sh", "default_parameters": words}
 
 
 def exclusive(**backends: dict[str, Any]) -> dict[str, Any]:

@@ -56,7 +56,8 @@ class Terminal:
         end = time.monotonic() + LIMIT_S
         while text not in self.seen[after:]:
             assert time.monotonic() < end, f"{text!r} was not written: {self.seen[-1000:]!r}"
-            assert self._read(0.1) or self.process.poll() is None, f"it ended before {text!r}: {self.seen[-1000:]!r}"
+            ended = self.process.poll() is not None  # looked at first: what it wrote until then is read below
+            assert self._read(0.1) or not ended, f"it ended before {text!r}: {self.seen[-1000:]!r}"
         return self.seen.index(text, after) + len(text)
 
     def ends(self) -> int:

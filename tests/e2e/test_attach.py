@@ -33,6 +33,9 @@ class Theirs:
         connection.close()
         return document
 
+    def close(self) -> None:
+        self.kill()
+
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
@@ -48,6 +51,14 @@ def theirs(*flags: str, port: int | None = None) -> Iterator[Theirs]:
         assert server.process.poll() is None, "an attached server is never ended by us"
     finally:
         server.kill()
+
+
+@contextlib.contextmanager
+def mortal() -> Iterator[Theirs]:
+    """One that the test kills; at the end it is gone in any case."""
+    server = Theirs()
+    with contextlib.closing(server):
+        yield server
 
 
 def attached(url: str, **more: Any) -> dict[str, Any]:
@@ -105,8 +116,7 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 def test_its_death_is_noticed_and_its_return(tmp_path: Path) -> None:
     """Without a request, by the watch; the next request gets a clear 503, and after the return an answer."""
-    server = Theirs()
-    with running(tmp_path, exclusive(a=attached(server.url))) as juggler:
+    with mortal() as server, running(tmp_path, exclusive(a=attached(server.url))) as juggler:
         eventually(lambda: residency(juggler, "a") == "ready", "found")
         server.kill()
         eventually(lambda: juggler.instance("S/a")["state"] == "down", "its death is noticed")
@@ -119,8 +129,7 @@ def test_its_death_is_noticed_and_its_return(tmp_path: Path) -> None:
 
 def test_killed_in_the_middle_of_a_request(tmp_path: Path) -> None:
     """That request fails at once, the next ones are told clearly."""
-    server = Theirs()
-    with running(tmp_path, exclusive(a=attached(server.url))) as juggler:
+    with mortal() as server, running(tmp_path, exclusive(a=attached(server.url))) as juggler:
         answers: list[int] = []
         thread = threading.Thread(target=lambda: answers.append(juggler.ask("POST", "/a/x?10").status))
         thread.start()
@@ -136,10 +145,10 @@ def test_killed_in_the_middle_of_a_request(tmp_path: Path) -> None:
 
 def test_attach_first_start_else_and_back(tmp_path: Path) -> None:
     """A server of our own stands in while theirs is away; traffic returns with the next start."""
-    server = Theirs()
     own = [str(PROGRAMS / "attached.py"), "--port", "{port}", "--name", "ours"]
-    both = attached(server.url, binary=sys.executable, default_parameters=own, model_unloading=False)
-    with running(tmp_path, exclusive(a=both, b=web("--name", "b"))) as juggler:
+    with mortal() as server, contextlib.ExitStack() as stack:
+        both = attached(server.url, binary=sys.executable, default_parameters=own, model_unloading=False)
+        juggler = stack.enter_context(running(tmp_path, exclusive(a=both, b=web("--name", "b"))))
         assert juggler.ask("POST", "/a/x").json()["name"] == "attached"
         server.kill()
         eventually(lambda: residency(juggler, "a") != "ready", "its death is noticed")

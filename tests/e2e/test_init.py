@@ -17,7 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from tests.e2e.support import LIMIT_S, eventually, processes_marked
+from tests.e2e.support import LIMIT_S, START_LIMIT_S, eventually, processes_marked
 from tests.ports import free_port
 from tests.unit.doctor.tools import install
 from tests.unit.survey.gguf_files import write_gguf
@@ -61,7 +61,8 @@ class User:
         )
         assert done.returncode == status, (done.stdout, done.stderr)
         assert "Traceback" not in done.stderr, done.stderr
-        assert processes_marked(self.marker) == []
+        # A keeper has told that nothing is left before it ends itself.
+        eventually(lambda: processes_marked(self.marker) == [], "no process is left")
         return done
 
     def init(self, *words: str, status: int = 0, ports: tuple[int, ...] = ()) -> subprocess.CompletedProcess[str]:
@@ -137,7 +138,7 @@ def served(user: User) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
             stderr=subprocess.STDOUT,
         )
         try:
-            eventually(lambda: process.poll() is not None or can_connect(port), "listening")
+            eventually(lambda: process.poll() is not None or can_connect(port), "listening", START_LIMIT_S)
             assert process.poll() is None, (user.cwd / "log").read_text()
             yield process, port
         finally:

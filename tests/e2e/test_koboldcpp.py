@@ -165,7 +165,7 @@ def test_control_routes_are_closed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["/llm/api/extra/generate/stream", "/llm/v1/chat/completions"])
 def test_streams(tmp_path: Path, path: str) -> None:
     """Server-sent events of an HTTP/1.0 server, which end with its connection, arrive one by one and complete."""
-    with running(tmp_path, exclusive(llm=koboldcpp(tmp_path, env={"FAKE_TOKEN_S": "0.05"}))) as juggler:
+    with running(tmp_path, exclusive(llm=koboldcpp(tmp_path, env={"FAKE_TOKEN_S": "0.2"}))) as juggler:
         generate(juggler)
         connection = http.client.HTTPConnection("127.0.0.1", juggler.port, timeout=LIMIT_S)
         try:
@@ -197,7 +197,7 @@ def test_a_stream_ends_with_its_client(tmp_path: Path) -> None:
         assert connection.getresponse().read1(10)
         connection.close()
         eventually(lambda: juggler.ask("GET", "/llm/api/extra/perf").json()["idle"] == 1, "it stops generating")
-        assert juggler_idle(juggler)
+        eventually(lambda: juggler_idle(juggler), "nor does anybody wait for it")
 
 
 def test_work_that_outlives_its_client_is_waited_for(tmp_path: Path) -> None:
@@ -206,13 +206,13 @@ def test_work_that_outlives_its_client_is_waited_for(tmp_path: Path) -> None:
     with running(tmp_path, config) as juggler:
         generate(juggler)
         connection = http.client.HTTPConnection("127.0.0.1", juggler.port, timeout=LIMIT_S)
-        connection.request("POST", GENERATE, json.dumps({"max_length": 60}))
+        connection.request("POST", GENERATE, json.dumps({"max_length": 250}))
         eventually(lambda: juggler.ask("GET", "/llm/api/extra/perf").json()["idle"] == 0, "it generates")
         connection.close()
         eventually(lambda: juggler_idle(juggler), "nobody waits for it")
         assert juggler.ask("GET", "/llm/api/extra/perf").json()["idle"] == 0
         assert juggler.ask("POST", "/img/x", {}).status == 200
-        assert events(tmp_path)[-1] == "generated 60 words"
+        assert events(tmp_path)[-1] == "generated 250 words"
 
 
 @pytest.mark.parametrize("admin", [(), ("--admin",)])
@@ -231,6 +231,8 @@ def test_killed_in_the_middle_of_a_request(tmp_path: Path, admin: tuple[str, ...
         (answer,) = answers
         assert answer.status in (502, 503), answer.body
         assert answer.json()["juggler"]["endpoint"] == "llm"
+        if admin:  # the worker lives a moment longer than its manager, and takes what is lost with it
+            eventually(lambda: juggler.instance("S/llm")["error"] is not None, "the end is noticed")
         generate(juggler)
         assert juggler.instance("S/llm")["starts"] == 2
         assert len(servers(juggler)) == (3 if admin else 1)

@@ -99,7 +99,7 @@ def test_lists_and_downloads_disturb_nobody(tmp_path: Path) -> None:
         juggler.ask("POST", "/img/x", {})
         assert residency(juggler) == "unloaded"
         answers: list[int] = []
-        slow = threading.Thread(target=lambda: answers.append(juggler.ask("POST", "/img/slow?0.6", {}).status))
+        slow = threading.Thread(target=lambda: answers.append(juggler.ask("POST", "/img/slow?4", {}).status))
         slow.start()
         eventually(lambda: juggler.instance("S/img")["running"] == 1, "the other works")
         names = [model["name"] for model in juggler.ask("GET", "/llm/api/tags").json()["models"]]

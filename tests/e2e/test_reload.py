@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from tests.certificates import make_pair, trusting
-from tests.e2e.support import PROGRAMS, Juggler, eventually, processes_marked, running, web
+from tests.e2e.support import LIMIT_S, PROGRAMS, Juggler, eventually, processes_marked, running, web
 from tests.ports import free_port
 
 pytestmark = pytest.mark.slow
@@ -59,6 +59,10 @@ def _newer(now: Any, before: Any) -> Any:
     return now if now is not None and (before is None or now["at"] != before["at"]) else None
 
 
+def done(outcome: Any) -> Any:
+    return outcome if outcome is not None and outcome["result"] == "done" else None
+
+
 def last_reload(juggler: Juggler) -> Any:
     return juggler.ask("GET", "/api/v1/config", port=juggler.control_port).json()["last_reload"]
 
@@ -79,7 +83,7 @@ def test_other_arguments_of_one_endpoint(tmp_path: Path) -> None:
     with running(tmp_path, config) as juggler:
         before_a, before_b = pid(juggler, "a"), pid(juggler, "b")
         answers: list[int] = []
-        slow = threading.Thread(target=lambda: answers.append(juggler.ask("POST", "/b/slow?1.5", {}).status))
+        slow = threading.Thread(target=lambda: answers.append(juggler.ask("POST", "/b/slow?4", {}).status))
         slow.start()
         eventually(lambda: juggler.instance("S/b")["running"] == 1, "it runs")
         changed = copy.deepcopy(juggler.config)
@@ -90,7 +94,7 @@ def test_other_arguments_of_one_endpoint(tmp_path: Path) -> None:
         assert juggler.ask("POST", "/a/x", {}).json()["name"] == "other"
         assert pid(juggler, "a") != before_a
         assert pid(juggler, "b") == before_b
-        slow.join(10)
+        slow.join(LIMIT_S)
         assert answers == [200]
         assert len(backends_alive(juggler)) == 2
         assert "reload (SIGHUP): models: keep 1, restart 1; listeners: keep 1" in juggler.text()
@@ -103,7 +107,7 @@ def test_a_removed_and_an_added_listener(tmp_path: Path) -> None:
     with running(tmp_path, config) as juggler:
         before = pid(juggler, "a")
         answers: list[int] = []
-        slow = threading.Thread(target=lambda: answers.append(juggler.ask("POST", "/a/slow?1.0", {}).status))
+        slow = threading.Thread(target=lambda: answers.append(juggler.ask("POST", "/a/slow?4", {}).status))
         slow.start()
         eventually(lambda: juggler.instance("S/a")["running"] == 1, "it runs")
         port = free_port()
@@ -112,7 +116,7 @@ def test_a_removed_and_an_added_listener(tmp_path: Path) -> None:
         outcome = reload(juggler, changed)
         assert outcome["result"] == "done", outcome
         assert pid(juggler, "b", port=port) == before, "the process is the same, whatever its endpoint is called"
-        slow.join(10)
+        slow.join(LIMIT_S)
         assert answers == [200]
         with pytest.raises(OSError, match="refused"):
             socket.create_connection(("127.0.0.1", juggler.port), 1)
@@ -220,9 +224,9 @@ def test_a_watched_file(tmp_path: Path, how: str) -> None:
             link = tmp_path / "next"
             link.symlink_to(tmp_path / "v2" / "config.json")
             link.replace(path)
-        eventually(lambda: last_reload(juggler), "it is noticed")
-        assert last_reload(juggler)["by"] == "file change"
-        assert last_reload(juggler)["result"] == "done"
+        # The file that it began with is looked at, too: nothing is to be changed for it.
+        taken_up = eventually(lambda: done(last_reload(juggler)), "it is taken up")
+        assert taken_up["by"] == "file change"
         answer = juggler.ask("POST", "/a/x", {}).json()
         assert answer["name"] == "other"
         assert answer["pid"] != before
@@ -240,18 +244,22 @@ def test_watching_begins_and_ends_with_the_setting(tmp_path: Path) -> None:
         assert reload(juggler, {**juggler.config, "reload": "watch"})["summary"].startswith("models: keep 1")
         before = last_reload(juggler)
         write(juggler, juggler.config)
-        outcome = eventually(lambda: _newer(last_reload(juggler), before), "it is noticed")
+        # It may have looked before: the file that it began with is nothing to change anything for.
+        outcome = eventually(lambda: done(_newer(last_reload(juggler), before)), "it is taken up")
         assert outcome["by"] == "file change"
         write(juggler, {**juggler.config, "reload": "watch"})
         time.sleep(2.5)
         assert last_reload(juggler)["at"] == outcome["at"], "nobody looks any more"
 
 
+@pytest.mark.timeout(240)
 def test_twenty_reloads_under_load(tmp_path: Path) -> None:
     """Another endpoint is changed, removed and added while clients work: nothing of theirs fails, nothing is left."""
     config = roomy(a=web("--name", "a"), b=web("--name", "b"))
     with running(tmp_path, config) as juggler:
         before = pid(juggler, "a")
+        pid(juggler, "b")
+        open_before = descriptors(juggler)
         over = threading.Event()
         served: list[int] = []
         failed: list[str] = []
@@ -275,7 +283,6 @@ def test_twenty_reloads_under_load(tmp_path: Path) -> None:
         clients = [threading.Thread(target=client, args=(number,)) for number in range(8)]
         for one in clients:
             one.start()
-        open_before = descriptors(juggler)
         try:
             for number in range(20):
                 changed = copy.deepcopy(juggler.config)
@@ -299,7 +306,8 @@ def test_twenty_reloads_under_load(tmp_path: Path) -> None:
         assert pid(juggler, "a") == before
         pid(juggler, "b")
         eventually(lambda: len(backends_alive(juggler)) == 2, "the rest has ended")
-        eventually(lambda: descriptors(juggler) <= open_before + 4, "no descriptor is left open")
+        kept = len(clients)  # connections to the backend, for whoever asks next
+        eventually(lambda: descriptors(juggler) <= open_before + kept + 4, "no descriptor is left open")
 
 
 def descriptors(juggler: Juggler) -> int:
@@ -317,7 +325,7 @@ def test_requests_that_wait_are_carried_over_and_those_of_a_removed_endpoint_are
         def ask(key: str, path: str) -> None:
             answers[key] = juggler.ask("POST", path, {})
 
-        threads = [threading.Thread(target=ask, args=(f"runs {name}", f"/{name}/slow?1.5")) for name in "ab"]
+        threads = [threading.Thread(target=ask, args=(f"runs {name}", f"/{name}/slow?5")) for name in "ab"]
         for one in threads:
             one.start()
         eventually(lambda: all(juggler.instance(f"S/{name}")["running"] == 1 for name in "ab"), "they run")
@@ -394,7 +402,7 @@ def test_a_reload_while_it_shuts_down_is_refused(tmp_path: Path) -> None:
     """The shutdown goes on."""
     config = roomy(a=web("--name", "a"))
     with running(tmp_path, config) as juggler:
-        slow = threading.Thread(target=lambda: juggler.ask("POST", "/a/slow?2", {}))
+        slow = threading.Thread(target=lambda: juggler.ask("POST", "/a/slow?6", {}))
         slow.start()
         eventually(lambda: juggler.instance("S/a")["running"] == 1, "it runs")
         juggler.process.send_signal(signal.SIGTERM)
@@ -402,8 +410,8 @@ def test_a_reload_while_it_shuts_down_is_refused(tmp_path: Path) -> None:
         juggler.process.send_signal(signal.SIGHUP)
         told = "reload (SIGHUP): nothing was changed: the juggler is shutting down"
         eventually(lambda: told in juggler.text(), "it is told")
-        slow.join(10)
-        assert juggler.process.wait(10) == 0
+        slow.join(LIMIT_S)
+        assert juggler.process.wait(LIMIT_S) == 0
 
 
 def test_certificates(tmp_path: Path) -> None:
@@ -423,8 +431,8 @@ def test_certificates(tmp_path: Path) -> None:
                 connection.close()
 
         before = pid(juggler, "a")
-        plain = http.client.HTTPConnection("127.0.0.1", juggler.port, timeout=10)
-        plain.request("POST", "/a/slow?1.0", b"")
+        plain = http.client.HTTPConnection("127.0.0.1", juggler.port, timeout=LIMIT_S)
+        plain.request("POST", "/a/slow?4", b"")
         eventually(lambda: juggler.instance("S/a")["running"] == 1, "it runs")
         changed = copy.deepcopy(juggler.config)
         changed["servers"][0]["tls"] = {"cert": str(first.cert), "key": str(first.key)}
@@ -528,7 +536,7 @@ def test_rules_change_in_place(tmp_path: Path) -> None:
         pool = juggler.status()["pools"][0]
         assert (pool["capacity_bytes"], pool["used_bytes"]) == (200 * 2**30, 70 * 2**30)
         answers: list[int] = []
-        works = threading.Thread(target=lambda: answers.append(juggler.ask("POST", "/a/slow?1", {}).status))
+        works = threading.Thread(target=lambda: answers.append(juggler.ask("POST", "/a/slow?5", {}).status))
         works.start()
         eventually(lambda: juggler.instance("S/a")["running"] == 1, "it runs")
         waits = threading.Thread(target=lambda: answers.append(juggler.ask("POST", "/a/x", {}).status))
@@ -536,6 +544,6 @@ def test_rules_change_in_place(tmp_path: Path) -> None:
         eventually(lambda: juggler.instance("S/a")["waiting"] == 1, "one waits")
         assert juggler.ask("POST", "/a/x", {}).status == 429
         for one in (works, waits):
-            one.join(10)
+            one.join(LIMIT_S)
         assert answers == [200, 200]
         assert (pid(juggler, "a"), pid(juggler, "b")) == before

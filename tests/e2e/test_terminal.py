@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.e2e.support import PROGRAMS, Juggler, eventually, exclusive, running, web
+from tests.e2e.support import PROGRAMS, Juggler, behind, eventually, exclusive, running, web
 from tests.e2e.terminal import ENTER, LEAVE, Terminal, lines_of, terminal
 
 PROGRAM = (sys.executable, "-m", "juggler.cli.main")
@@ -28,17 +28,23 @@ PRINTS = {
 @pytest.fixture(scope="module")
 def juggler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Juggler]:
     """Four models of which one at a time is loaded."""
+    tmp_path = tmp_path_factory.mktemp("cli")
     backends = {
         "Default LLM": web("--load", "0.2"),
         "Gr\u00f6\u00dfe \u2713": web(),
         "prints": PRINTS,
-        "slow": web("--load", "3"),
+        "slow": behind(gate_in(tmp_path), web()),
     }
     config = exclusive(**backends)
     for endpoint in config["servers"][0]["endpoints"]:
         endpoint["path_prefix"] = f"/{len(endpoint['name'])}"
-    with running(tmp_path_factory.mktemp("cli"), config) as one:
+    with running(tmp_path, config) as one:
         yield one
+
+
+def gate_in(tmp_path: Path) -> Path:
+    """The file for which the slow one waits."""
+    return tmp_path / "gate"
 
 
 def environ(juggler: Juggler, **more: str) -> dict[str, str]:
@@ -296,6 +302,8 @@ def test_an_order_tells_what_it_waits_for(juggler: Juggler) -> None:
         assert screen.ends() == 130
         assert "Traceback" not in screen.seen
     with shown(juggler, "load", "S/slow") as screen:
+        screen.wait_for("S/slow: loading for ")
+        gate_in(juggler.config_path.parent).touch()
         assert screen.ends() == 0
         assert screen.seen.endswith("S/slow: loaded\r\n")
     assert juggler.instance("S/slow")["starts"] == 1
@@ -364,9 +372,10 @@ def test_a_terminal_without_a_second_screen(juggler: Juggler) -> None:
 
 def test_following_a_log(juggler: Juggler) -> None:
     """Colours are kept and orders to the terminal are not; a begun line is written over; Ctrl-C ends it."""
+    done(juggler, "load", "prints")
     done(juggler, "stop", "prints")
-    with shown(juggler, "logs", "-f", "prints", "-n", "0") as screen:
-        screen.wait_for("")
+    with shown(juggler, "logs", "-f", "prints", "-n", "1") as screen:
+        screen.wait_for(" was ended by signal 15")  # what comes after that is followed
         done(juggler, "load", "prints")
         screen.wait_for("\x1b[32mgreen\x1b[0m words and no orders\x1b[0m\r\n")
         screen.wait_for("the key is ***, HF_TOKEN=***\r\n")
@@ -411,11 +420,11 @@ def test_completion_in_bash(juggler: Juggler, tmp_path: Path) -> None:
     assert bash is not None
     with terminal([bash, "--norc", "--noprofile", "-i"], env, columns=200) as shell:
         shell.press('eval "$(juggler completion bash)"; echo rea""dy\n')
-        mark = shell.wait_for("ready\r\n")
+        mark = shell.wait_for("$ ", shell.wait_for("ready\r\n"))
         shell.press("echo pad; juggler stop Def\t")
         mark = shell.wait_for("Default\\ LLM", mark)
         shell.press("\n")
-        mark = shell.wait_for("S/Default LLM: ", mark)
+        mark = shell.wait_for("$ ", shell.wait_for("S/Default LLM: ", mark))
         shell.press("juggler stop 'Def\t")
         mark = shell.wait_for("'Default LLM'", mark)
         shell.press("\n")

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -74,7 +75,7 @@ def test_what_runs_is_waited_for(tmp_path: Path) -> None:
     """A sleep would kill it."""
     with running(tmp_path, exclusive(a=vllm(tmp_path), b=web("--name", "b"))) as juggler:
         answers: list[Answer] = []
-        thread = threading.Thread(target=lambda: answers.append(ask(juggler, 0.7)))
+        thread = threading.Thread(target=lambda: answers.append(ask(juggler, 4)))
         thread.start()
         eventually(lambda: juggler.instance("S/a")["running"] == 1, "it runs")
         assert juggler.ask("POST", "/b/x").status == 200
@@ -106,6 +107,8 @@ def test_killed_in_the_middle_of_a_request(tmp_path: Path) -> None:
         os.kill(server, signal.SIGKILL)
         thread.join()
         assert answers[0].status in (502, 503)
+        # The broken connection and the end of the process are told apart: in between a request may still be lost.
+        eventually(lambda: juggler.instance("S/a")["error"] is not None, "the end is noticed")
         assert ask(juggler).status == 200
         with pytest.raises(ProcessLookupError):
             os.kill(engine, 0)
@@ -142,11 +145,18 @@ def somebody_elses(tmp_path: Path, *flags: str, dev_mode: bool = True) -> Iterat
     command = [program(tmp_path), "serve", "m", "--host", "127.0.0.1", "--port", str(port), *flags]
     process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
     try:
+        eventually(lambda: listens(port), "it is up")
         yield port
         assert process.poll() is None
     finally:
         process.terminate()
         process.wait()
+
+
+def listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
 
 
 def test_attached(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def running(arguments: Sequence[str], directory: Path, env: dict[str, str] | Non
     finally:
         if process.poll() is None:
             process.kill()
-        process.wait(10)
+        process.wait()
 
 
 @contextlib.asynccontextmanager

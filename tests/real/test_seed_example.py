@@ -21,7 +21,7 @@ import pytest
 
 from juggler.demo.models import write_model
 from juggler.demo.run import engine_command
-from tests.e2e.support import LIMIT_S, PROGRAMS, Answer, eventually, processes_marked
+from tests.e2e.support import LIMIT_S, PROGRAMS, START_LIMIT_S, Answer, eventually, processes_marked
 from tests.ports import free_port
 
 pytestmark = [
@@ -124,7 +124,7 @@ def seed_machine(root: Path) -> Iterator[Seed]:
             env=seed.environment,
         )
         try:
-            eventually(lambda: _listens(seed.control), "it listens")
+            eventually(lambda: _listens(seed.control), "it listens", START_LIMIT_S)
             yield seed
         finally:
             juggler.terminate()
@@ -143,12 +143,13 @@ def _listens(port: int) -> bool:
         return sock.connect_ex(("127.0.0.1", port)) == 0
 
 
+@pytest.mark.timeout(240)
 def test_the_seed_example_runs_as_written(tmp_path: Path) -> None:
     """Both servers, all six endpoints, the warm-up in its order, and the residency that the text promises."""
     with seed_machine(tmp_path) as seed:
         # Warm-up: Stable Diffusion (started, for nothing answers where it would attach), then Vision LLM. "Model
         # unloading allows an inactive backend to remain running while still releasing the VRAM."
-        eventually(lambda: [one["state"] for one in seed.status()["warmup"]] == ["done", "done"], "warm-up", 60)
+        eventually(lambda: [one["state"] for one in seed.status()["warmup"]] == ["done", "done"], "warm-up", 120)
         assert [one["endpoint"] for one in seed.status()["warmup"]] == [SD, VISION]
         residencies = seed.residencies()
         assert (residencies[SD], residencies[VISION]) == ("unloaded", "ready")

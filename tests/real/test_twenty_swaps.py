@@ -132,6 +132,7 @@ CASES = {
 }
 
 
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_twenty_swaps(tmp_path: Path, name: str) -> None:
     """Both are asked in turn on the exclusive pool; each turn makes the other one go."""

@@ -13,6 +13,7 @@ from tests.e2e.support import Juggler, processes_marked, running
 pytestmark = [
     pytest.mark.real,
     pytest.mark.slow,
+    pytest.mark.timeout(240),
     pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason="no llama.cpp wheel is installed"),
 ]
 
