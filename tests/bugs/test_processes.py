@@ -116,7 +116,7 @@ def test_bug_07_nothing_outlives_the_program(tmp_path: Path, number: signal.Sign
         assert juggler.ask("POST", "/a/x").status == 200
         assert len(processes_marked(juggler.marker)) > 1
         juggler.stop(number)
-        eventually(lambda: not juggler.left_behind(), "nothing is left", 10)
+        eventually(lambda: not juggler.left_behind(), "nothing is left")
 
 
 def test_bug_08_a_failed_unload_becomes_a_stop(tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 import threading
 from pathlib import Path
 
+from tests.contract.stand_ins import Gate
 from tests.e2e.support import Answer, eventually, exclusive, running, web
 
 
 def test_bug_11_requests_at_once_start_one_process_and_cut_nobody(tmp_path: Path) -> None:
     """Twenty at once for two: each is answered whole, none by a second copy."""
-    config = exclusive(a=web("--load", "0.2"), b=web("--name", "b", "--load", "0.2"))
+    gate = Gate(tmp_path)
+    config = exclusive(a=web(binary=str(gate.python)), b=web("--name", "b", binary=str(gate.python)))
     with running(tmp_path, config) as juggler:
         answers: list[Answer] = []
 
@@ -18,8 +20,12 @@ def test_bug_11_requests_at_once_start_one_process_and_cut_nobody(tmp_path: Path
         threads = [threading.Thread(target=ask, args=(number,)) for number in range(20)]
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join()
+        try:
+            eventually(lambda: sum(juggler.instance(f"S/{name}")["waiting"] for name in "ab") == 20, "all wait")
+        finally:
+            gate.open()
+            for thread in threads:
+                thread.join()
         assert [answer.status for answer in answers] == [200] * 20
         starts = sum(juggler.instance(f"S/{name}")["starts"] for name in "ab")
         assert len({answer.json()["pid"] for answer in answers}) == starts <= 4
@@ -41,7 +47,7 @@ def test_bug_12_what_runs_is_known_and_waited_for(tmp_path: Path) -> None:
     """A request for another one arrives in the middle of a generation: both are answered."""
     with running(tmp_path, exclusive(a=web(), b=web("--name", "b"))) as juggler:
         answers: list[Answer] = []
-        slow = threading.Thread(target=lambda: answers.append(juggler.ask("POST", "/a/slow?0.6")))
+        slow = threading.Thread(target=lambda: answers.append(juggler.ask("POST", "/a/slow?3")))
         slow.start()
         eventually(lambda: juggler.instance("S/a")["running"] == 1, "it runs")
         assert juggler.ask("POST", "/b/x").json()["name"] == "b"

@@ -118,13 +118,12 @@ async def test_without_descriptors_nobody_new_comes_and_all_else_goes_on(caplog:
             busy = time.process_time()
             since = time.monotonic()
             served = 0
-            while time.monotonic() - since < 1.5:
+            while time.monotonic() - since < 1.5 or served <= 5:
                 peer.send(GET)
                 assert (await peer.answer())[0] == 200
                 served += 1
                 await asyncio.sleep(0.05)
-            assert time.process_time() - busy < 0.75
-            assert served > 5
+            assert time.process_time() - busy < (time.monotonic() - since) / 2
             assert len(setup.listener.connections) < 20
         finally:
             for one in clients:

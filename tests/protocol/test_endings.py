@@ -7,12 +7,25 @@ from collections.abc import Callable
 
 import pytest
 
+from juggler.proxy import exchange
 from juggler.proxy.contract import LocalResponse
 from juggler.proxy.limits import Limits
 from juggler.proxy.listener import start_listener
 from juggler.proxy.upstream import UpstreamPool
 from juggler.units import KIB, MIB
-from tests.protocol.support import FAST, OK, Peer, StubGateway, header, leave_unread, replies, rig, until
+from tests.protocol.support import (
+    FAST,
+    OK,
+    WAIT_S,
+    Peer,
+    StubGateway,
+    header,
+    leave_unread,
+    quickest,
+    replies,
+    rig,
+    until,
+)
 
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
 SOON_S = 0.1
@@ -22,7 +35,13 @@ SOON_S = 0.1
 @pytest.mark.parametrize("phase", ["held", "waiting", "streaming", "uploading"])
 async def test_client_that_leaves_cancels_at_once(phase: str, way: str) -> None:
     """In each phase the hold is cancelled or the backend's connection ends within 100 ms, and the lease goes once."""
+    assert await quickest(lambda: _leaving_s(phase, way), SOON_S) < SOON_S
+
+
+async def _leaving_s(phase: str, way: str) -> float:
+    """How long it takes until a client that leaves is missed."""
     left = asyncio.Event()
+    clock = asyncio.get_running_loop().time
 
     async def backend(peer: Peer) -> None:
         await peer.head()
@@ -41,18 +60,21 @@ async def test_client_that_leaves_cancels_at_once(phase: str, way: str) -> None:
         await until(lambda: bool(setup.gateway.asked) if phase == "held" else setup.upstream.accepted == 1)
         if phase == "streaming":
             await peer.head()
+        since = clock()
         if way == "close":
             peer.writer.close()
         else:
             _reset(peer)
         if phase == "held":
-            await until(lambda: setup.gateway.cancelled == 1, SOON_S)
+            await until(lambda: setup.gateway.cancelled == 1)
             assert not setup.gateway.leases
-            return
-        async with asyncio.timeout(SOON_S):
+            return clock() - since
+        async with asyncio.timeout(WAIT_S):
             await left.wait()
+        delay_s = clock() - since
         result = await setup.result()
         assert (result.client_gone, result.error) == (True, None)
+        return delay_s
 
 
 def _reset(peer: Peer) -> None:
@@ -227,10 +249,11 @@ async def test_bytes_behind_an_answer_are_not_the_next_answer() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 3, 100_000])
-async def test_stale_connection_is_replaced_once(size: int) -> None:
+async def test_stale_connection_is_replaced_once(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """1. A pooled connection is idle. 2. The request is written. 3. The backend closes it unread. 4. A fresh one is
     used, with the whole request, and the client sees one good answer.
     """
+    monkeypatch.setattr(exchange, "_CLOSED_WHILE_IDLE_S", 3600.0)
 
     async def backend(peer: Peer) -> None:
         head = await peer.head()
@@ -251,8 +274,9 @@ async def test_stale_connection_is_replaced_once(size: int) -> None:
         assert (await setup.result(1)).error is None
 
 
-async def test_no_second_retry() -> None:
+async def test_no_second_retry(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fresh connection that dies is the backend's failure."""
+    monkeypatch.setattr(exchange, "_CLOSED_WHILE_IDLE_S", 3600.0)
 
     async def backend(peer: Peer) -> None:
         if setup.upstream.accepted == 1:
@@ -319,8 +343,13 @@ async def test_stop_between_lease_and_connection() -> None:
 
 
 async def test_tunnel_ends_with_its_client() -> None:
-    """A client that resets a tunnel takes the backend's half with it."""
+    """A client that resets a tunnel takes the backend's half with it, within 100 ms."""
+    assert await quickest(_leaving_a_tunnel_s, SOON_S) < SOON_S
+
+
+async def _leaving_a_tunnel_s() -> float:
     left = asyncio.Event()
+    clock = asyncio.get_running_loop().time
 
     async def backend(peer: Peer) -> None:
         await peer.head()
@@ -331,10 +360,13 @@ async def test_tunnel_ends_with_its_client() -> None:
     async with rig(backend) as setup:
         peer = await setup.ask(b"GET / HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
         await peer.head()
+        since = clock()
         _reset(peer)
-        async with asyncio.timeout(SOON_S):
+        async with asyncio.timeout(WAIT_S):
             await left.wait()
+        delay_s = clock() - since
         assert (await setup.result()).status == 101
+        return delay_s
 
 
 async def test_half_closed_tunnel_does_not_live_for_ever() -> None:
@@ -423,8 +455,13 @@ async def test_localhost_is_both_loopback_addresses() -> None:
 
 
 async def test_client_that_leaves_with_an_answer_unread() -> None:
-    """Bytes the client never took do not delay the end: its backend connection goes as soon as the client does."""
+    """Bytes the client never took do not delay the end: its backend connection goes within 100 ms, too."""
+    assert await quickest(_leaving_much_unread_s, SOON_S) < SOON_S
+
+
+async def _leaving_much_unread_s() -> float:
     left = asyncio.Event()
+    clock = asyncio.get_running_loop().time
 
     async def backend(peer: Peer) -> None:
         await peer.head()
@@ -438,10 +475,13 @@ async def test_client_that_leaves_with_an_answer_unread() -> None:
         peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
         (connection,) = setup.listener.connections
         await until(lambda: connection.write_paused)
+        since = clock()
         peer.writer.write_eof()
-        async with asyncio.timeout(SOON_S):
+        async with asyncio.timeout(WAIT_S):
             await left.wait()
+        delay_s = clock() - since
         assert (await setup.result()).client_gone
+        return delay_s
 
 
 async def test_a_client_that_still_reads_when_the_drain_begins_is_not_waited_for_afterwards() -> None:
@@ -455,14 +495,13 @@ async def test_a_client_that_still_reads_when_the_drain_begins_is_not_waited_for
     async with rig(backend) as setup:
         peer = await setup.connect()
         peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await until(lambda: len(setup.listener.connections) == 1)
+        (connection,) = setup.listener.connections
         asked = 0
-        while True:
+        while not connection.write_paused:
             peer.send(GET)
             asked += 1
-            await until(lambda asked=asked: len(setup.gateway.results) == asked)  # type: ignore[misc]
-            (connection,) = setup.listener.connections
-            if connection.write_paused:
-                break
+            await until(lambda: connection.write_paused or len(setup.gateway.results) == asked)  # noqa: B023
         closing = asyncio.create_task(setup.listener.close(60))
         await asyncio.sleep(0)
         peer.writer.transport.resume_reading()  # type: ignore[attr-defined]
@@ -470,7 +509,7 @@ async def test_a_client_that_still_reads_when_the_drain_begins_is_not_waited_for
             await peer.exactly(body)
         assert await peer.to_end() == b""
         peer.writer.close()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WAIT_S):
             await closing
 
 

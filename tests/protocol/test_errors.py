@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+from dataclasses import replace
 
 import pytest
 
@@ -10,7 +11,7 @@ from juggler.errors import BlockedRoute, QueueFull, StartFailed
 from juggler.proxy.contract import LocalResponse
 from juggler.proxy.limits import Limits
 from tests.ports import free_port
-from tests.protocol.support import OK, Peer, header, replies, rig, until
+from tests.protocol.support import FAST, OK, Peer, header, replies, rig, until
 
 H = b"Host: h\r\n"
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -250,20 +251,24 @@ async def test_slow_head_is_told_so() -> None:
 
 async def test_idle_connection_is_closed() -> None:
     """A connection without a request goes after the idle time, silently."""
-    async with rig(limits=Limits(sweep_interval_s=0.02, idle_timeout_s=0.1)) as setup:
+    async with rig() as setup:
         peer = await setup.ask(GET)
         await peer.exactly(OK)
+        setup.listener.change(replace(FAST, idle_timeout_s=0.1))
         assert await peer.to_end() == b""
 
 
 async def test_one_connection_too_many_is_refused() -> None:
     """The bound on connections is told, and room comes back."""
     async with rig(limits=Limits(sweep_interval_s=0.02, connections=1)) as setup:
+        setup.gateway.hold = asyncio.Event()  # who has a request in work makes room for nobody
         first = await setup.ask(GET)
-        await first.exactly(OK)
+        await until(lambda: bool(setup.gateway.asked))
         second = await setup.connect()
         status, head, _ = await second.answer()
         assert (status, header(head, b"retry-after")) == (503, b"1")
+        setup.gateway.hold.set()
+        await first.exactly(OK)
         second.writer.close()
         first.writer.close()
         await until(lambda: not setup.listener.connections)

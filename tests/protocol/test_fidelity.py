@@ -12,6 +12,7 @@ import pytest
 
 from juggler.errors import QueueFull
 from juggler.ids import EndpointId
+from juggler.proxy import exchange
 from juggler.proxy.contract import LocalResponse, Route
 from juggler.routing.table import Entry, RoutingTable
 from juggler.routing.traffic import TrafficTable
@@ -501,7 +502,7 @@ async def test_an_early_answer_is_read_by_a_client_that_goes_on_sending(framing:
         peer.send(b"HTTP/1.1 401 No\r\nContent-Length: 2\r\n\r\nno")
         await peer.gone()
 
-    async with rig(backend) as setup:
+    async with rig(backend, limits=replace(FAST, discard_timeout_s=60.0)) as setup:
         peer = await setup.ask(POST + framing + b"\r\n\r\n" + (b"2dc6c0\r\n" if b"chunked" in framing else b""))
         await until(lambda: setup.upstream.accepted == 1)
         await until(lambda: bool(setup.gateway.results))
@@ -556,8 +557,9 @@ class Closing:
 
 
 @pytest.mark.parametrize("method", [b"GET", b"PUT", b"DELETE", b"POST", b"PATCH", b"FOO"])
-async def test_a_request_that_nobody_took_is_sent_once_more(method: bytes) -> None:
+async def test_a_request_that_nobody_took_is_sent_once_more(method: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """The backend closes with the request unread: whatever it asks for, it was not done."""
+    monkeypatch.setattr(exchange, "_CLOSED_WHILE_IDLE_S", 3600.0)
     backend = Closing(reads=False)
     async with rig(backend) as setup:
         peer = await setup.ask(GET)
@@ -569,8 +571,9 @@ async def test_a_request_that_nobody_took_is_sent_once_more(method: bytes) -> No
 
 
 @pytest.mark.parametrize("method", [b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS"])
-async def test_a_request_that_may_be_repeated_is_sent_once_more(method: bytes) -> None:
+async def test_a_request_that_may_be_repeated_is_sent_once_more(method: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """The backend took it and closed without a word; doing these twice is doing them once (RFC 9110 9.2.2)."""
+    monkeypatch.setattr(exchange, "_CLOSED_WHILE_IDLE_S", 3600.0)
     backend = Closing(reads=True)
     async with rig(backend) as setup:
         peer = await setup.ask(GET)
@@ -581,8 +584,11 @@ async def test_a_request_that_may_be_repeated_is_sent_once_more(method: bytes) -
 
 
 @pytest.mark.parametrize("method", [b"POST", b"PATCH", b"FOO"])
-async def test_a_request_that_may_have_been_done_is_not_repeated(method: bytes) -> None:
+async def test_a_request_that_may_have_been_done_is_not_repeated(
+    method: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The backend took it and closed without a word: it may have done what it was asked for."""
+    monkeypatch.setattr(exchange, "_CLOSED_WHILE_IDLE_S", 3600.0)
     backend = Closing(reads=True)
     async with rig(backend) as setup:
         peer = await setup.ask(GET)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from juggler.proxy.turns import Turns
-from tests.protocol.support import OK, Peer, header, rig, until
+from tests.protocol.support import OK, WAIT_S, Peer, header, rig, until
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 CHUNK = b"c8\r\n" + b"x" * 200 + b"\r\n"
@@ -74,7 +74,7 @@ async def test_who_leaves_is_rid_of_it() -> None:
         peer = await setup.ask(GET)
         await peer.head()
         peer.reset()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WAIT_S):
             await gone.wait()
         other = await setup.ask(b"GET /other HTTP/1.1\r\nHost: h\r\n\r\n")
         await other.exactly(OK)

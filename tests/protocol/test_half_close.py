@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from juggler.proxy.limits import Limits
-from tests.protocol.support import FAST, OK, WAIT_S, Peer, rig, until
+from tests.protocol.support import FAST, OK, WAIT_S, Peer, quickest, rig, until
 from tests.protocol.waiting import ANSWERS, COMMENT, EVENTS, SOON, after_comments, answering, chunk, go, post
 
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -23,6 +23,11 @@ async def silent(peer: Peer) -> None:
 @pytest.mark.parametrize("phase", ["held", "forwarded"])
 async def test_by_default_it_has_left(phase: str, how: str) -> None:
     """A client that closes, as cancelling ones do, is missed at once in every phase; one that ends its half too."""
+    assert await quickest(lambda: _leaving_s(phase, how), 0.1) < 0.1
+
+
+async def _leaving_s(phase: str, how: str) -> float:
+    """How long it takes until a client that leaves is missed."""
     async with rig(silent) as setup:
         if phase == "held":
             setup.gateway.hold = asyncio.Event()
@@ -37,9 +42,10 @@ async def test_by_default_it_has_left(phase: str, how: str) -> None:
         else:
             peer.writer.close()
         await until(lambda: setup.gateway.cancelled == 1 if phase == "held" else bool(setup.gateway.results))
-        assert asyncio.get_running_loop().time() - began < 0.5  # 0.1, on a machine with nothing else to do
+        delay_s = asyncio.get_running_loop().time() - began
         if phase == "forwarded":
             assert (await setup.result()).client_gone
+        return delay_s
 
 
 @pytest.mark.parametrize("phase", ["at once", "held", "forwarded"])

@@ -1,6 +1,7 @@
 """Clients of a TLS listener that end their handshake never, or with a request, or that speak something else."""
 
 import asyncio
+import contextlib
 import errno
 import socket
 import ssl
@@ -14,7 +15,7 @@ from juggler.proxy import handshakes
 from juggler.proxy.contract import LocalResponse
 from juggler.proxy.tls import Certificate
 from tests.certificates import make_pair, trusting
-from tests.protocol.support import OK, Peer, Rig, Secure, header, rig, until
+from tests.protocol.support import OK, WAIT_S, Peer, Rig, Secure, header, rig, until
 
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
 
@@ -54,6 +55,7 @@ async def test_slow_callers_make_room(secure: Secure, monkeypatch: pytest.Monkey
     """Handshakes that stick take no place for long from one that waits for its turn; else they have their time."""
     monkeypatch.setattr(handshakes, "MOST", 2)
     monkeypatch.setattr(handshakes, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(handshakes, "_ROOM_EVERY_S", 3600.0)  # one look is enough, and one cut for each who waits
     async with rig(secure=secure) as setup:
         shaking = setup.listener._handshakes
         assert shaking is not None
@@ -99,6 +101,7 @@ async def test_who_waits_for_a_turn_may_leave(secure: Secure, monkeypatch: pytes
 async def test_many_clients_at_once(secure: Secure, monkeypatch: pytest.MonkeyPatch, silent: int) -> None:
     """More than may be in their handshake at a time all get in, also where silent ones take some of the places."""
     monkeypatch.setattr(handshakes, "MOST", 5)
+    monkeypatch.setattr(handshakes, "PATIENCE_S", 3600.0)
     async with rig(secure=secure) as setup:
         for _ in range(silent):
             await _silent(setup)
@@ -112,15 +115,15 @@ async def test_a_burst_of_callers(secure: Secure) -> None:
     async with rig(secure=secure) as setup:
         shaking = setup.listener._handshakes
         assert shaking is not None
-        callers = [socket.create_connection(setup.listener.addresses[0]) for _ in range(count)]
-        accepted = [0]
-        async with asyncio.timeout(5):
-            while accepted[-1] < count:
-                await asyncio.sleep(0)
-                accepted.append(len(shaking._pending))
-        assert max(after - before for before, after in pairwise(accepted)) <= 2
-        for one in callers:
-            one.close()
+        with contextlib.ExitStack() as callers:
+            for _ in range(count):
+                callers.enter_context(socket.create_connection(setup.listener.addresses[0]))
+            accepted = [0]
+            async with asyncio.timeout(WAIT_S):
+                while accepted[-1] < count:
+                    await asyncio.sleep(0)
+                    accepted.append(len(shaking._pending))
+            assert max(after - before for before, after in pairwise(accepted)) <= 2
         await until(lambda: not shaking._pending)
 
 
@@ -234,7 +237,7 @@ async def test_what_comes_with_the_last_message_of_a_handshake(secure: Secure) -
             tls.write(GET)
             peer.send(outgoing.read())  # the client's Finished and its request in one piece
             got = b""
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(WAIT_S):
                 while b"ok" not in got:
                     incoming.write(await peer.reader.read(65536))
                     try:

@@ -146,7 +146,7 @@ async def test_odd_chunks_are_refused(body: bytes, step: int) -> None:
         except asyncio.LimitOverrunError:
             await peer.gone()
 
-    async with rig(backend) as setup:
+    async with rig(backend, limits=replace(FAST, discard_timeout_s=60.0)) as setup:
         peer = await setup.ask(POST + b"Transfer-Encoding: chunked\r\n\r\n")
         for start in range(0, len(body), step):
             peer.send(body[start : start + step])
@@ -293,8 +293,8 @@ async def test_who_does_nothing_makes_room(slow: bytes, monkeypatch: pytest.Monk
         await until(lambda: bool(setup.gateway.asked))
         for _ in range(9):
             await setup.ask(slow)
-        await until(lambda: len(setup.listener.connections) == 10)
-        await asyncio.sleep(0.2)
+        clock = asyncio.get_running_loop().time
+        await until(lambda: [one.quiet_s(clock()) > 0.1 for one in setup.listener.connections].count(True) == 9)
         setup.gateway.hold.set()
         await busy.exactly(OK)
         setup.gateway.hold.clear()
@@ -309,8 +309,9 @@ async def test_who_does_nothing_makes_room(slow: bytes, monkeypatch: pytest.Monk
         assert any(not one.idle for one in setup.listener.connections)
 
 
-async def test_a_flood_of_connections_does_not_stop_others() -> None:
+async def test_a_flood_of_connections_does_not_stop_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Connections that come and go at once, cleanly or by reset, with and without bytes: one client is served."""
+    monkeypatch.setattr(crowd, "_IDLE_S", 3600.0)  # he makes room for nobody if he pauses between two requests
     async with rig(limits=replace(FAST, connections=64)) as setup:
         address = setup.listener.addresses[0]
         peer = await setup.ask(GET)
@@ -319,11 +320,16 @@ async def test_a_flood_of_connections_does_not_stop_others() -> None:
         flood = await asyncio.create_subprocess_exec(sys.executable, str(FLOOD), address[0], str(address[1]), "3000")
         ended = asyncio.create_task(flood.wait())
         served = 0
-        while not ended.done():
-            peer.send(GET)
-            await peer.exactly(OK)
-            served += 1
-        assert await ended == 0
+        try:
+            while not ended.done():
+                peer.send(GET)
+                await peer.exactly(OK)
+                served += 1
+        finally:
+            if not ended.done():
+                flood.kill()
+            status = await ended
+        assert status == 0
         assert served > 10
         await until(lambda: len(setup.listener.connections) == 1)
 
@@ -349,18 +355,31 @@ async def test_a_silent_backend_is_waited_for_unless_told_otherwise() -> None:
 async def test_an_answer_that_stops_is_cut_where_that_is_wanted() -> None:
     """After its head nothing can be told any more, but the end must not look like the end of a whole answer."""
 
+    go_on = asyncio.Event()
+
     async def backend(peer: Peer) -> None:
         await peer.head()
         peer.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-        for _ in range(5):  # longer in all than the bound
+        for _ in range(5):
+            await go_on.wait()
+            go_on.clear()
             peer.send(b"1\r\na\r\n")
-            await asyncio.sleep(0.2)
         await peer.gone()
 
-    async with rig(backend, limits=replace(FAST, response_timeout_s=0.7)) as setup:
+    # The test sweeps itself, at moments of its own.
+    async with rig(backend, limits=replace(FAST, response_timeout_s=100.0, sweep_interval_s=3600.0)) as setup:
         peer = await setup.ask(GET)
         await peer.head()
-        await peer.exactly(b"1\r\na\r\n" * 5)
+        (connection,) = setup.listener.connections
+        now = asyncio.get_running_loop().time()
+        for _ in range(5):  # longer in all than the bound
+            go_on.set()
+            await peer.exactly(b"1\r\na\r\n")
+            connection.check(now)
+            now += 99
+            connection.check(now)
+        assert not setup.gateway.results
+        connection.check(now + 1)
         await peer.gone()
         result = await setup.result()
         assert (result.status, result.error, result.client_gone) == (200, "upstream_timeout", False)
@@ -376,13 +395,17 @@ async def test_a_client_that_does_not_read_is_not_the_backends_silence() -> None
         peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 30000000\r\n\r\n" + bytes(30_000_000))
         await peer.gone()
 
-    async with rig(backend, limits=replace(FAST, response_timeout_s=0.1)) as setup:
+    async with rig(backend, limits=replace(FAST, response_timeout_s=100.0, sweep_interval_s=3600.0)) as setup:
         tunnel = await setup.ask(b"GET / HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
         await tunnel.head()
         peer = await setup.ask(GET)
         await peer.head()
         peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
-        await asyncio.sleep(0.5)
+        await until(lambda: any(one.read_paused for one in setup.pool.active))
+        now = asyncio.get_running_loop().time()
+        for moment in (now, now + 200, now + 400):
+            for connection in list(setup.listener.connections):
+                connection.check(moment)
         peer.writer.transport.resume_reading()  # type: ignore[attr-defined]
         assert len(await peer.body(30_000_000)) == 30_000_000
         assert not tunnel.reader.at_eof()

@@ -14,7 +14,7 @@ from juggler.proxy.listener import Listener, start_listener
 from juggler.proxy.tls import Certificate
 from tests.certificates import make_pair, trusting
 from tests.ports import free_port
-from tests.protocol.support import FAST, OK, Rig, Secure, rig, until
+from tests.protocol.support import FAST, OK, WAIT_S, Rig, Secure, rig, until
 
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
 
@@ -34,7 +34,7 @@ async def again(setup: Rig, secure: Secure) -> Listener:
 
 async def test_a_closed_listener_has_left_its_port(secure: Secure) -> None:
     """Somebody else, or its successor, can have it at once."""
-    async with rig(secure=secure) as setup:
+    async with rig(secure=secure, port=free_port()) as setup:
         await setup.listener.close(0)
         other = await again(setup, secure)
         await other.close(0)
@@ -70,7 +70,7 @@ async def test_one_connection_that_cannot_be_cut_saves_no_other(
 
 async def test_one_that_is_cancelled_while_it_opens_listens_nowhere(secure: Secure) -> None:
     """In whichever turn of the loop that is."""
-    async with rig(secure=secure) as setup:
+    async with rig(secure=secure, port=free_port()) as setup:
         port = setup.listener.addresses[0][1]
         await setup.listener.close(0)
         turns = 0
@@ -113,7 +113,7 @@ async def test_two_may_wait_for_its_end() -> None:
         await asyncio.sleep(0)
         setup.gateway.hold.set()
         await peer.exactly(OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WAIT_S):
             await asyncio.gather(*closing)
 
 
@@ -148,13 +148,14 @@ async def test_a_port_that_is_taken_on_one_of_two_addresses(secure: Secure) -> N
     """``localhost`` is both loopbacks or none: nobody else gets half of our clients."""
     if not socket.has_ipv6:
         pytest.skip("no IPv6 here")
+    port = free_port()
     with socket.socket(socket.AF_INET6) as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            other.bind(("::1", 0))
+            other.bind(("::1", port))
         except OSError:
             pytest.skip("no IPv6 loopback here")
         other.listen()
-        port = other.getsockname()[1]
         async with rig() as setup:
             with pytest.raises(OSError, match="cannot listen on"):
                 await start_listener(setup.gateway, "localhost", port, FAST, certificate=secure.certificate)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.ports import free_port
 from tests.protocol.support import FAST, rig, until
 
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -39,7 +40,7 @@ async def test_other_numbers_of_connections_count_for_who_comes() -> None:
 
 async def test_a_pause_leaves_the_address_and_keeps_the_connections() -> None:
     """Somebody else can have it meanwhile; then it is taken back."""
-    async with rig() as setup:
+    async with rig(port=free_port()) as setup:
         listener = setup.listener
         addresses = list(listener.addresses)
         peer = await setup.ask(GET)

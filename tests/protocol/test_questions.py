@@ -94,8 +94,9 @@ async def in_pieces(setup: Rig) -> tuple[int, bytes | None, bytes]:
     return status, header(head, b"x-juggler"), body
 
 
-async def test_the_body_may_come_behind_its_head() -> None:
+async def test_the_body_may_come_behind_its_head(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many libraries send it: while the backend is up, and while it is not."""
+    monkeypatch.setattr(questions, "BODY_LIMIT_S", 3600.0)
     async with rig(echo) as setup:
         setup.gateway.changed = asking
         assert await in_pieces(setup) == (200, None, SMALL)
@@ -114,8 +115,9 @@ async def test_what_comes_behind_the_body_is_the_next_request() -> None:
 
 
 @pytest.mark.parametrize("fields", [b"Expect: 100-continue\r\n", b"Transfer-Encoding: chunked\r\n"])
-async def test_no_body_is_waited_for_that_need_not_come(fields: bytes) -> None:
+async def test_no_body_is_waited_for_that_need_not_come(fields: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever waits to be asked for it, or does not say how long it is, is refused at once."""
+    monkeypatch.setattr(questions, "BODY_LIMIT_S", 3600.0)
     async with rig(echo) as setup:
         setup.gateway.changed = asking
         down(setup)
@@ -140,8 +142,9 @@ async def test_a_body_that_does_not_come_is_not_waited_for_long(monkeypatch: pyt
         assert b" 503 " in await peer.head()
 
 
-async def test_long_bodies_are_no_questions() -> None:
+async def test_long_bodies_are_no_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     """They pass and are not kept; while the backend is down nobody waits for their end."""
+    monkeypatch.setattr(questions, "BODY_LIMIT_S", 3600.0)
     body = b" " * (QUESTION_BYTES_MAX + 1)
     async with rig(echo) as setup:
         setup.gateway.changed = asking

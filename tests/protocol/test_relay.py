@@ -1,11 +1,12 @@
 """What passes through unchanged, and what is changed on purpose."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from juggler.proxy.limits import Limits
-from tests.protocol.support import OK, Peer, header, replies, rig
+from tests.protocol.support import FAST, OK, Peer, header, replies, rig
 
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
 
@@ -204,7 +205,7 @@ async def test_expect_continue_reaches_the_backend_only_with_a_lease() -> None:
         assert await peer.body(3) == b"abc"
         peer.send(OK)
 
-    async with rig(backend) as setup:
+    async with rig(backend, limits=replace(FAST, expect_timeout_s=3600.0)) as setup:
         setup.gateway.hold = asyncio.Event()
         peer = await setup.ask(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n")
         with pytest.raises(TimeoutError):
@@ -233,7 +234,8 @@ async def test_expect_continue_is_answered_for_a_backend_that_ignores_it() -> No
 
 async def test_refusal_instead_of_continue_is_relayed() -> None:
     """A final answer to an expectation reaches the client, whose connection then ends."""
-    async with rig(replies(b"HTTP/1.1 413 Too Big\r\nContent-Length: 0\r\n\r\n")) as setup:
+    refusal = replies(b"HTTP/1.1 413 Too Big\r\nContent-Length: 0\r\n\r\n")
+    async with rig(refusal, limits=replace(FAST, expect_timeout_s=3600.0)) as setup:
         peer = await setup.ask(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n")
         assert (await peer.to_end()).startswith(b"HTTP/1.1 413 Too Big\r\n")
 

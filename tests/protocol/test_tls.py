@@ -15,12 +15,11 @@ import pytest
 
 from juggler.errors import ConnectFailed
 from juggler.proxy import tls as proxy_tls
-from juggler.proxy.limits import Limits
 from juggler.proxy.tls import Certificate
 from juggler.survey.threads import LOOK
 from juggler.tls import BadPair, ServerTls
 from tests.certificates import Pair, authority, make_pair, stranger, trusting, write_authority
-from tests.protocol.support import FAST, OK, Handler, Peer, Secure, answer_ok, header, rig, until
+from tests.protocol.support import FAST, OK, WAIT_S, Peer, Secure, answer_ok, header, rig, until
 
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
 ASK = b"GET /ws HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
@@ -180,7 +179,7 @@ async def test_a_client_that_leaves_is_noticed_by_the_backend(secure: Secure, an
             if answered:
                 await peer.head()
             getattr(peer.writer.transport, leaves)()
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(WAIT_S):
                 await left.wait()
             assert (await setup.result()).client_gone
 
@@ -219,17 +218,17 @@ async def test_a_refusal_reaches_a_client_that_goes_on_sending(pair: Pair) -> No
 
 async def test_a_client_that_never_says_goodbye_is_not_waited_for(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """A draining listener ends an idle connection whose client looks at nothing, and does not wait for its word."""
-    monkeypatch.setattr("juggler.proxy.client.GOODBYE_S", 0.1)
-    async with rig(answer_ok, secure=for_clients(pair)) as setup:
+    monkeypatch.setattr("juggler.proxy.closing.GOODBYE_S", 0.1)
+    limits = replace(FAST, flush_timeout_s=3600.0)
+    async with rig(answer_ok, limits=limits, secure=for_clients(pair)) as setup:
         raw = socket.create_connection(setup.listener.addresses[0])
-        client = trusting().wrap_socket(raw, server_hostname="localhost", do_handshake_on_connect=False)
-        await asyncio.to_thread(client.do_handshake)
-        client.send(GET)
-        assert await asyncio.to_thread(client.recv, 1000) == OK
-        async with asyncio.timeout(3):
-            await setup.listener.close(30)
-        assert await asyncio.to_thread(client.recv, 1000) == b""
-        client.close()
+        with trusting().wrap_socket(raw, server_hostname="localhost", do_handshake_on_connect=False) as client:
+            await asyncio.to_thread(client.do_handshake)
+            client.send(GET)
+            assert await asyncio.to_thread(client.recv, 1000) == OK
+            async with asyncio.timeout(WAIT_S):
+                await setup.listener.close(3600)
+            assert await asyncio.to_thread(client.recv, 1000) == b""
 
 
 async def test_versions_and_protocols(pair: Pair) -> None:
@@ -256,7 +255,7 @@ async def test_others_than_tls_clients_are_let_go_quietly(pair: Pair, data: byte
         writer.write(data)
         if data != b"" and data[0] != 0x16:
             with contextlib.suppress(ConnectionError):
-                await asyncio.wait_for(reader.read(), 2)
+                await asyncio.wait_for(reader.read(), WAIT_S)
         writer.transport.abort()
         await (await setup.ask(GET)).exactly(OK)
 
@@ -284,7 +283,7 @@ async def test_a_new_pair_is_for_new_connections(pair: Pair, tmp_path: Path) -> 
         await peer.exactly(OK)
         before = await serial_of(port)
         make_pair(tmp_path)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WAIT_S):
             while (after := await serial_of(port)) == before:
                 await asyncio.sleep(0.01)
         for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
@@ -296,7 +295,7 @@ async def test_a_new_pair_is_for_new_connections(pair: Pair, tmp_path: Path) -> 
         peer.send(GET)
         await peer.exactly(OK)
         make_pair(tmp_path)  # a second renewal is taken as well
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WAIT_S):
             while await serial_of(port) == after:
                 await asyncio.sleep(0.01)
     watching.cancel()
@@ -379,22 +378,25 @@ async def test_files_that_cannot_be_read_in_time(
     monkeypatch.setattr(proxy_tls, "FILES_LIMIT_S", 0.05)
     certificate = Certificate(*pair)
     old = certificate._current
-    answers = threading.Event()
+    begun, answers = threading.Event(), threading.Event()
     looks = 0
 
     def files() -> tuple[object, object]:
         nonlocal looks
         looks += 1
-        answers.wait(20)
+        begun.set()
+        answers.wait(3 * WAIT_S)
         return Certificate._files(certificate)
 
     monkeypatch.setattr(certificate, "_files", files)
     for _ in range(3):
         await certificate.look()
+    assert await asyncio.to_thread(begun.wait, WAIT_S)
     assert looks == 1
     assert caplog.text.count("does not answer") == 1
     assert all(one.daemon for one in threading.enumerate() if one.name == f"{LOOK} files")
     make_pair(tmp_path)
+    certificate._one_look._limit_s = WAIT_S
     answers.set()
 
     async def taken() -> None:
@@ -402,7 +404,7 @@ async def test_files_that_cannot_be_read_in_time(
             await certificate.look()
             await asyncio.sleep(0)
 
-    await asyncio.wait_for(taken(), 10)
+    await asyncio.wait_for(taken(), WAIT_S)
 
 
 def test_a_listener_needs_a_good_pair(tmp_path: Path) -> None:
@@ -471,27 +473,22 @@ async def test_a_certificate_as_its_own_authority(tmp_path: Path) -> None:
 
 async def test_what_the_sockets_still_hold_counts_as_unsent(pair: Pair) -> None:
     """A client that does not read: what was written is not taken for sent."""
-    stuck = asyncio.Event()
 
     async def backend(peer: Peer) -> None:
         await peer.head()
         peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 50000000\r\n\r\n")
-        with contextlib.suppress(ConnectionError):
-            for _ in range(50):
-                peer.send(bytes(1_000_000))
-                await asyncio.wait_for(peer.writer.drain(), 0.5)
-        stuck.set()
+        for _ in range(50):
+            peer.send(bytes(1_000_000))
+            await peer.writer.drain()
 
-    limits = Limits(sweep_interval_s=FAST.sweep_interval_s)
-    async with rig(_swallow_timeout(backend), limits=limits, secure=for_clients(pair)) as setup:
+    async with rig(backend, secure=for_clients(pair)) as setup:
         raw = socket.create_connection(setup.listener.addresses[0])
-        client = trusting().wrap_socket(raw, server_hostname="localhost", do_handshake_on_connect=False)
-        await asyncio.to_thread(client.do_handshake)
-        client.send(GET)
-        await until(lambda: any(one.write_paused for one in setup.listener.connections))
-        (connection,) = setup.listener.connections
-        assert not proxy_tls.has_sent_all(connection._transport)
-        client.close()
+        with trusting().wrap_socket(raw, server_hostname="localhost", do_handshake_on_connect=False) as client:
+            await asyncio.to_thread(client.do_handshake)
+            client.send(GET)
+            await until(lambda: any(one.write_paused for one in setup.listener.connections))
+            (connection,) = setup.listener.connections
+            assert not proxy_tls.has_sent_all(connection._transport)
 
 
 async def test_a_slow_reader_gets_the_end_of_the_last_answer(pair: Pair) -> None:
@@ -513,7 +510,7 @@ async def test_a_slow_reader_gets_the_end_of_the_last_answer(pair: Pair) -> None
         raw.connect(setup.listener.addresses[0])
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         tls = trusting().wrap_bio(incoming, outgoing, server_hostname="localhost")
-        got = b""
+        got = bytearray()  # in place: it comes in hundreds of pieces
 
         def take(most: int) -> int:
             with contextlib.suppress(BlockingIOError):
@@ -523,13 +520,12 @@ async def test_a_slow_reader_gets_the_end_of_the_last_answer(pair: Pair) -> None
             return 0
 
         def decrypt() -> None:
-            nonlocal got
             with contextlib.suppress(ssl.SSLWantReadError):
                 while piece := tls.read(1_000_000):
-                    got += piece
+                    got.extend(piece)
 
         raw.setblocking(False)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(2 * WAIT_S):
             while True:
                 try:
                     tls.do_handshake()
@@ -554,11 +550,3 @@ async def test_a_slow_reader_gets_the_end_of_the_last_answer(pair: Pair) -> None
                 decrypt()
         assert got.endswith(data)
         raw.close()
-
-
-def _swallow_timeout(backend: Handler) -> Handler:
-    async def handler(peer: Peer) -> None:
-        with contextlib.suppress(TimeoutError):
-            await backend(peer)
-
-    return handler

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.protocol.support import OK, Peer, header, replies, rig, until
+from tests.protocol.support import OK, WAIT_S, Peer, header, replies, rig, until
 
 ASK = b"GET /ws HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
 SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
@@ -64,7 +64,7 @@ async def test_an_instance_may_be_stopped_by_the_news() -> None:
         setup.gateway.on_switched = setup.pool.close
         peer = await setup.ask(ASK + b"early")
         assert b"first words" not in await rest_of(peer)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WAIT_S):
             assert await heard == b""
         result = await setup.result()
         assert (result.status, result.error, result.client_gone) == (101, "upstream_closed", False)
@@ -102,7 +102,7 @@ async def test_a_stopped_instance_cuts_what_is_held_open(begin: Callable[[Peer],
         peer = await setup.ask(request_bytes)
         head = await peer.head()
         setup.pool.close()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WAIT_S):
             await left.wait()
         assert b"0\r\n\r\n" not in await rest_of(peer)
         result = await setup.result()

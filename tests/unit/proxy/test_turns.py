@@ -39,7 +39,10 @@ async def test_who_adds_one_while_it_runs_begins_no_second_run(monkeypatch: pyte
     assert told == ["first", "second", "third"]
 
 
-async def test_a_job_that_fails_holds_nobody_up(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_job_that_fails_holds_nobody_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "SHARE_S", 3600.0)
     loop, turns, told = asyncio.get_running_loop(), Turns(), list[str]()
 
     def bad() -> None:
