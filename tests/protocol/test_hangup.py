@@ -30,10 +30,16 @@ def _paused(setup: Rig) -> bool:
     return any(one.unread_descriptor() is not None for one in setup.listener.connections)
 
 
+def _full(setup: Rig) -> bool:
+    """Whether a client is not read because its backend takes no more."""
+    exchanges = (one._exchange for one in setup.listener.connections)
+    return _paused(setup) and any(one is not None and one.upstream_full for one in exchanges)
+
+
 async def _fill(setup: Rig, peer: Peer) -> None:
-    """Upload until nothing more is read."""
+    """Upload until nothing more is taken."""
     async with asyncio.timeout(WAIT_S):
-        while not _paused(setup):
+        while not _full(setup):
             peer.send(bytes(64 * KIB))
             await asyncio.sleep(0)
 
@@ -59,11 +65,12 @@ async def test_while_the_upload_of_a_held_request_is_paused(way: str) -> None:
 
 async def test_while_a_slow_backend_holds_the_upload() -> None:
     """The backend's connection is reset, so that it hears of it although it has much to read."""
-    left = asyncio.Event()
+    busy, left = asyncio.Event(), asyncio.Event()
 
     async def backend(peer: Peer) -> None:
         await peer.head()
         peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        busy.set()
         poller = select.poll()
         poller.register(peer.writer.get_extra_info("socket").fileno(), select.POLLRDHUP)
         await until(lambda: bool(poller.poll(0)))
@@ -72,8 +79,10 @@ async def test_while_a_slow_backend_holds_the_upload() -> None:
     async with rig(backend, limits=LIMITS) as setup:
 
         async def leaving_s() -> float:
+            busy.clear()
             left.clear()
             peer = await setup.ask(UPLOAD)
+            await busy.wait()
             await _fill(setup, peer)
             since = asyncio.get_running_loop().time()
             _leave(peer, "reset")
