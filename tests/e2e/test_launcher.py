@@ -309,13 +309,16 @@ async def test_a_child_of_a_wrapper_keeps_the_time_of_the_ladder(launcher: Local
 
 
 async def test_the_ladder_ends_in_sigkill(launcher: LocalLauncher) -> None:
-    """A program that ignores every rung is killed after their grace times."""
+    """A program that ignores every rung is killed after their grace times; the quickest of three is not late."""
     plan = plan_for("ignore_sigterm.py", ladder=(StopStep("SIGINT", 0.1), StopStep("SIGTERM", 0.1)))
-    handle = await launcher.start("a", plan, ADDRESS)
-    await said(handle, "ready")
-    started = time.monotonic()
-    assert (await asyncio.wait_for(handle.stop(), LIMIT_S)).status == -signal.SIGKILL
-    assert time.monotonic() - started >= 0.2
+    took_s = []
+    for number in range(3):
+        handle = await launcher.start(f"a{number}", plan, ADDRESS)
+        await said(handle, "ready")
+        started = time.monotonic()
+        assert (await asyncio.wait_for(handle.stop(), LIMIT_S)).status == -signal.SIGKILL
+        took_s.append(time.monotonic() - started)
+    assert 0.2 <= min(took_s) < 2, took_s
 
 
 async def test_kill_hurries_a_stop(launcher: LocalLauncher) -> None:

@@ -77,7 +77,7 @@ async def _world(
     assert launcher.live == []
     # A plan is made in a thread, which is not interrupted; who cancels its start does not wait for it.
     plans = [task for task in asyncio.all_tasks() if task.get_name().endswith(" plan")]
-    await asyncio.gather(*plans)
+    await asyncio.gather(*plans, return_exceptions=True)
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
